@@ -1,0 +1,261 @@
+//! The bare programs: axum answering constants, and axum with sqlx carrying out the service's statements, with nothing around
+//! them. No check of the key, no limit, no request id, no time limit, no metrics, no log.
+//!
+//! The SQL texts are copies of those in `src/store/keys.rs`, and bodies are made with the service's own types, so that both
+//! sides ask the same of the database and answer the same JSON.
+
+use std::future::{Ready, ready};
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+use anyhow::Context;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use chrono::{DateTime, Utc};
+use momail_api_keys::account::Plan;
+use momail_api_keys::clock::Clock;
+use momail_api_keys::http::{CreatedKey, Key, SHOWN_ONCE};
+use momail_api_keys::id::{AccountId, KeyId};
+use momail_api_keys::key::{ApiKey, KeyName, NewKey};
+use momail_api_keys::secret::{Prefix, Secret};
+use rand::rngs::SysRng;
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use super::Bodies;
+use super::accounts::LIMIT;
+use super::pool::Pool;
+
+pub(crate) const HELLO: &str = "/hello";
+pub(crate) const CONSTANT_LIST: &str = "/constant/list";
+pub(crate) const CONSTANT_NOT_FOUND: &str = "/constant/not-found";
+/// Names the account where no statement finds it.
+pub(crate) const X_ACCOUNT: &str = "x-account";
+
+const FIND_CREDENTIAL: &str = "
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at
+    from key_secrets s
+    join api_keys k on k.id = s.key_id
+    join accounts a on a.id = k.account_id
+    where s.prefix = $1";
+
+const LIST: &str = "
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at
+    from api_keys k
+    join key_secrets s on s.key_id = k.id and s.retires_at is null
+    where k.account_id = $1 and k.revoked_at is null
+    order by k.created_at desc, k.id desc";
+
+const CREATE: &str = "
+    with account as (
+        select id from accounts where id = $2 and live_keys < $6 for no key update
+    ), key as (
+        insert into api_keys (id, account_id, name, created_at, expires_at)
+        select $1, id, $3, $4, $5 from account
+        returning id
+    )
+    insert into key_secrets (prefix, key_id, hash, created_at)
+    select $7, id, $8, $4 from key";
+
+const REVOKE: &str = "
+    update api_keys set revoked_at = $3
+    where account_id = $1 and id = $2 and revoked_at is null";
+
+/// Serves until standard input ends.
+pub(crate) fn serve(bodies: &Bodies) -> anyhow::Result<()> {
+    let options: PgConnectOptions = bodies.database.parse()?;
+    let (list, not_found) = (std::fs::read(&bodies.list)?, std::fs::read(&bodies.not_found)?);
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let routes = Router::new()
+            .route(HELLO, get(async || "hello"))
+            .route(CONSTANT_LIST, get(constant(StatusCode::OK, list)))
+            .route(CONSTANT_NOT_FOUND, get(constant(StatusCode::NOT_FOUND, not_found)))
+            .merge(statements("/sqlx", Pool::usual(options.clone())))
+            .merge(statements("/without-test", Pool::without_test(options.clone())))
+            .merge(statements("/unasked", Pool::unasked(options)?));
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        writeln!(io::stdout(), "listening public=http://{}", listener.local_addr()?)?;
+        std::thread::spawn(|| {
+            let _ = io::stdin().read_to_end(&mut Vec::new());
+            std::process::exit(0);
+        });
+        axum::serve(listener, routes).await.context("the bare programs have ended")
+    })
+}
+
+fn constant(status: StatusCode, body: Vec<u8>) -> impl Fn() -> Ready<Response> + Clone + Send + Sync {
+    let body = Bytes::from(body);
+    move || ready(answer(status, Body::from(body.clone())))
+}
+
+fn statements(prefix: &str, pool: Pool) -> Router {
+    Router::new()
+        .route(&format!("{prefix}/authenticate"), get(authenticate))
+        .route(&format!("{prefix}/list"), get(list))
+        .route(&format!("{prefix}/insert"), post(insert))
+        .route(&format!("{prefix}/create"), post(create))
+        .route(&format!("{prefix}/update/{{id}}"), delete(update))
+        .route(&format!("{prefix}/revoke/{{id}}"), delete(revoke))
+        .with_state(pool)
+}
+
+/// One statement: the key's.
+async fn authenticate(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
+    find_account(&pool, &headers).await?;
+    Ok(answer(StatusCode::NOT_FOUND, Body::from(NOT_FOUND)))
+}
+
+/// As long as the service's own.
+const NOT_FOUND: &str = r#"{"success":false,"error":{"code":"NOT_FOUND","message":"There is nothing here."}}"#;
+
+/// Two statements: the key's and the list's.
+async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
+    let (account_id, plan) = find_account(&pool, &headers).await?;
+    let rows = sqlx::query(LIST).bind(account_id.0).fetch_all(&mut *pool.lease().await?).await?;
+    let keys = rows.iter().map(|row| {
+        let key = ApiKey {
+            id: KeyId(row.try_get(0)?),
+            name: row.try_get(1)?,
+            prefix: Prefix::parse(row.try_get(2)?).context("not a prefix")?,
+            created_at: row.try_get(3)?,
+            expires_at: row.try_get(4)?,
+            last_used_at: row.try_get(5)?,
+        };
+        Ok(Key::new(key, plan, Some(LIMIT)))
+    });
+    let keys = keys.collect::<Result<Vec<_>, Failure>>()?;
+    let total = Total { total: keys.len() };
+    json(StatusCode::OK, &Success { success: true, data: keys, meta: Some(total) })
+}
+
+/// One statement: the insert.
+async fn insert(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Result<Response, Failure> {
+    make_key(&pool, account_in(&headers)?, Plan::Pro, &body).await
+}
+
+/// Two statements: the key's and the insert.
+async fn create(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Result<Response, Failure> {
+    let (account_id, plan) = find_account(&pool, &headers).await?;
+    make_key(&pool, account_id, plan, &body).await
+}
+
+async fn make_key(pool: &Pool, account_id: AccountId, plan: Plan, body: &[u8]) -> Result<Response, Failure> {
+    let body: CreateKey<'_> = serde_json::from_slice(body)?;
+    let key = NewKey::new(account_id, KeyName::try_from(body.name)?, None, Clock::system().now());
+    let secret = Secret::generate(&mut SysRng)?;
+    let (prefix, hash) = (secret.prefix(), secret.hash());
+    sqlx::query(CREATE)
+        .bind(key.id.0)
+        .bind(key.account_id.0)
+        .bind(key.name.as_str())
+        .bind(key.created_at)
+        .bind(key.expires_at)
+        .bind(i64::from(LIMIT))
+        .bind(prefix.as_str())
+        .bind(hash.as_bytes())
+        .execute(&mut *pool.lease().await?)
+        .await?;
+    let created = CreatedKey::new(&key, &secret, plan, Some(LIMIT));
+    json(StatusCode::CREATED, &Success { success: true, data: created, meta: Some(Warning { warning: SHOWN_ONCE }) })
+}
+
+/// One statement: the update.
+async fn update(State(pool): State<Pool>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
+    remove_key(&pool, account_in(&headers)?, &id).await
+}
+
+/// Two statements: the key's and the update.
+async fn revoke(State(pool): State<Pool>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
+    let (account_id, _) = find_account(&pool, &headers).await?;
+    remove_key(&pool, account_id, &id).await
+}
+
+async fn remove_key(pool: &Pool, account_id: AccountId, id: &str) -> Result<Response, Failure> {
+    let id = KeyId::parse(id).context("not an id")?;
+    let now = Clock::system().now();
+    let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(&mut *pool.lease().await?).await?;
+    if done.rows_affected() != 1 {
+        return Ok(answer(StatusCode::NOT_FOUND, Body::from(NOT_FOUND)));
+    }
+    let data = Revoked { key_id: id.to_string(), revoked: true };
+    json(StatusCode::OK, &Success { success: true, data, meta: None::<()> })
+}
+
+async fn find_account(pool: &Pool, headers: &HeaderMap) -> Result<(AccountId, Plan), Failure> {
+    let key = headers.get("x-api-key").and_then(|key| key.to_str().ok()).context("no key")?;
+    let prefix = key.get(3..11).context("not a key")?;
+    let row = sqlx::query(FIND_CREDENTIAL).bind(prefix).fetch_one(&mut *pool.lease().await?).await?;
+    let _hash: &[u8] = row.try_get(0)?;
+    let _key_id: Uuid = row.try_get(1)?;
+    let _times: [Option<DateTime<Utc>>; 3] = [row.try_get(4)?, row.try_get(5)?, row.try_get(6)?];
+    Ok((AccountId(row.try_get(2)?), Plan::from_str(row.try_get(3)?)?))
+}
+
+fn account_in(headers: &HeaderMap) -> Result<AccountId, Failure> {
+    let account = headers.get(X_ACCOUNT).and_then(|account| account.to_str().ok()).context("no account")?;
+    Ok(AccountId(account.parse()?))
+}
+
+fn json<T: Serialize>(status: StatusCode, body: &T) -> Result<Response, Failure> {
+    Ok(answer(status, Body::from(serde_json::to_vec(body)?)))
+}
+
+fn answer(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Any error: the load, which counts it, ends the benchmark with its text.
+struct Failure(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("{:#}", self.0)).into_response()
+    }
+}
+
+#[derive(Deserialize)]
+struct CreateKey<'a> {
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct Success<D, M> {
+    success: bool,
+    data: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meta: Option<M>,
+}
+
+#[derive(Serialize)]
+struct Total {
+    total: usize,
+}
+
+#[derive(Serialize)]
+struct Warning {
+    warning: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Revoked {
+    key_id: String,
+    revoked: bool,
+}

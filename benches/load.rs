@@ -1,0 +1,151 @@
+//! The load: kept connections, each of which sends its next request when the last one is answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Connections open at once.
+pub(crate) const CONNECTIONS: usize = 32;
+/// No answer is longer.
+const BUFFER_BYTES: usize = 64 * 1024;
+const LENGTH: &[u8] = b"content-length:";
+
+/// What is sent, and what must come back.
+pub(crate) struct Load {
+    pub(crate) address: String,
+    pub(crate) requests: Vec<Vec<u8>>,
+    /// Whether each request may be sent but once; else they are sent in turn, again and again.
+    pub(crate) once: bool,
+    pub(crate) status: u16,
+}
+
+/// What was answered between two moments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answered {
+    pub(crate) requests: u64,
+    pub(crate) took: Duration,
+}
+
+struct Shared {
+    load: Load,
+    next: AtomicUsize,
+    answered: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Load {
+    /// Sends for `warm_up` and then for `measured`, or until every request was sent. `mark` is called at the beginning and
+    /// at the end of what is measured.
+    ///
+    /// # Errors
+    /// On any answer with another status than the expected one.
+    pub(crate) async fn run<T>(
+        self,
+        warm_up: Duration,
+        measured: Duration,
+        mark: impl Fn() -> anyhow::Result<T>,
+    ) -> anyhow::Result<(Answered, T, T)> {
+        let shared =
+            Shared { load: self, next: AtomicUsize::new(0), answered: AtomicU64::new(0), stop: AtomicBool::new(false) };
+        let shared = Arc::new(shared);
+        let mut connections = JoinSet::new();
+        for _ in 0..CONNECTIONS {
+            let stream = TcpStream::connect(&shared.load.address).await?;
+            stream.set_nodelay(true)?;
+            connections.spawn(exchange(stream, Arc::clone(&shared)));
+        }
+        wait(&mut connections, warm_up).await?;
+        let (started, before, first) = (Instant::now(), shared.answered.load(Ordering::Relaxed), mark()?);
+        wait(&mut connections, measured).await?;
+        let (took, after, second) = (started.elapsed(), shared.answered.load(Ordering::Relaxed), mark()?);
+        shared.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = connections.join_next().await {
+            ended??;
+        }
+        if after == before {
+            bail!("nothing was answered within {took:?}");
+        }
+        Ok((Answered { requests: after - before, took }, first, second))
+    }
+}
+
+/// Waits for the time to pass, or for the first connection to run out of requests.
+async fn wait(connections: &mut JoinSet<anyhow::Result<()>>, time: Duration) -> anyhow::Result<()> {
+    tokio::select! {
+        () = tokio::time::sleep(time) => Ok(()),
+        Some(ended) = connections.join_next() => ended?,
+    }
+}
+
+async fn exchange(mut stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let Load { requests, once, status, .. } = &shared.load;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while !shared.stop.load(Ordering::Relaxed) {
+        let next = shared.next.fetch_add(1, Ordering::Relaxed);
+        if *once && next >= requests.len() {
+            break;
+        }
+        stream.write_all(&requests[next % requests.len()]).await?;
+        let answer = read_answer(&mut stream, &mut buffer).await?;
+        if answer.status != *status {
+            let body = String::from_utf8_lossy(answer.body);
+            bail!("{status} was expected, {} was answered: {}", answer.status, body.trim());
+        }
+        shared.answered.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// One answer, of which only the status is judged.
+pub(crate) struct Answer<'a> {
+    pub(crate) status: u16,
+    pub(crate) body: &'a [u8],
+}
+
+/// Reads one HTTP/1.1 answer that says how long it is.
+pub(crate) async fn read_answer<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> anyhow::Result<Answer<'a>> {
+    let mut filled = 0;
+    let (status, end) = loop {
+        let count = stream.read(&mut buffer[filled..]).await?;
+        if count == 0 {
+            bail!("the connection was closed in the middle of an answer");
+        }
+        filled += count;
+        if let Some(head) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") {
+            let (status, length) = read_head(&buffer[..head])?;
+            break (status, (head + 4)..(head + 4 + length));
+        }
+    };
+    if end.end > buffer.len() {
+        bail!("an answer is longer than {} bytes", buffer.len());
+    }
+    if filled < end.end {
+        stream.read_exact(&mut buffer[filled..end.end]).await?;
+    }
+    Ok(Answer { status, body: &buffer[end] })
+}
+
+fn read_head(head: &[u8]) -> anyhow::Result<(u16, usize)> {
+    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.trim().parse::<usize>().ok();
+    let status = head.get(9..12).and_then(number).context("an answer has no status")?;
+    let length = head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(LENGTH.len())?;
+        name.eq_ignore_ascii_case(LENGTH).then(|| number(value))
+    });
+    let length = length.flatten().context("an answer does not say how long it is")?;
+    Ok((u16::try_from(status)?, length))
+}
+
+/// One request on a connection of its own.
+pub(crate) async fn ask(address: &str, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(request).await?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let answer = read_answer(&mut stream, &mut buffer).await?;
+    Ok((answer.status, answer.body.to_vec()))
+}

@@ -1,0 +1,114 @@
+//! The measured processes: how they are started and ended, and what the kernel says of them.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// The service as it is released.
+const PRODUCT: &str = env!("CARGO_BIN_EXE_momail-api-keys");
+/// Nothing waits this long unless something is wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LISTENING: &str = "listening public=http://";
+/// Linux counts the CPU time of a process in hundredths of a second, whatever its own timer does.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A running process, killed when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    /// `HOST:PORT` of what is measured.
+    pub(crate) address: String,
+}
+
+impl Process {
+    /// The service with production's defaults, its log in a file, and limits that no load meets.
+    pub(crate) fn product(directory: &Path, database: &str) -> anyhow::Result<Self> {
+        let mut command = product_command(database, "127.0.0.1:0");
+        Self::start(command.stdin(Stdio::null()), directory)
+    }
+
+    /// This program again, as the bare programs.
+    pub(crate) fn baseline(directory: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        // It ends when its standard input does, and so never outlives this process.
+        Self::start(command.arg("baseline").args(arguments).stdin(Stdio::piped()), directory)
+    }
+
+    fn start(command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
+        let (stdout, stderr) = (directory.join("stdout"), directory.join("stderr"));
+        let child = command.current_dir(directory).stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
+        let child = child.spawn().with_context(|| format!("{} cannot be started", command.get_program().display()))?;
+        let mut process = Self { child, address: String::new() };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(&stdout)?;
+            // A line counts when it has ended.
+            let line = text.split_inclusive('\n').find(|line| line.ends_with('\n') && line.starts_with(LISTENING));
+            if let Some(address) = line.and_then(|line| line[LISTENING.len()..].split_whitespace().next()) {
+                address.clone_into(&mut process.address);
+                return Ok(process);
+            }
+            if process.child.try_wait()?.is_some() || Instant::now() > deadline {
+                bail!("a measured process does not start:\n{}", fs::read_to_string(&stderr)?);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The service with nothing of this process's environment that could change it.
+pub(crate) fn product_command(database: &str, address: &str) -> Command {
+    let mut command = Command::new(PRODUCT);
+    command.env_clear().env("DATABASE_URL", database).env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0");
+    command.env("MOMAIL_SERVER__PUBLIC_ADDR", address);
+    for limit in ["PER_MINUTE", "PER_HOUR", "PER_DAY", "MAX_KEYS"] {
+        command.env(format!("MOMAIL_PLANS__PRO__{limit}"), crate::accounts::LIMIT.to_string());
+    }
+    command
+}
+
+/// CPU time that a process has used until now, in its own code and in the kernel's.
+pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
+    let [user, system, ..] = times_of(pid)?;
+    Ok(TICK * (user + system))
+}
+
+/// The same of a process and its children, those that have ended included.
+pub(crate) fn cpu_of_family(pid: u32) -> anyhow::Result<Duration> {
+    let mut total = TICK * times_of(pid)?.iter().sum::<u32>();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    for child in children.split_whitespace() {
+        // One that ends at this moment is among the ended ones at the next look.
+        total += cpu_of(child.parse()?).unwrap_or_default();
+    }
+    Ok(total)
+}
+
+/// User and system time of a process, and those of its ended children, in ticks.
+fn times_of(pid: u32) -> anyhow::Result<[u32; 4]> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("a measured process has ended")?;
+    // The second field is the program's name in brackets, which may contain anything.
+    let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
+    let times: Vec<u32> = fields.split_whitespace().skip(11).take(4).filter_map(|field| field.parse().ok()).collect();
+    times.try_into().ok().context("/proc/PID/stat has no times")
+}
+
+/// Resident memory in bytes.
+pub(crate) fn memory_of(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("a measured process has ended")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc/PID/status has no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}

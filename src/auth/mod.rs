@@ -1,0 +1,156 @@
+//! A presented text in, a [`Caller`] or the reason for refusal out.
+//!
+//! It must not know of HTTP: the API, gateways and the benchmark ask it in the same way.
+
+mod cache;
+mod follower;
+mod last_used;
+mod lease;
+mod settle;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+pub use self::cache::{Cache, CacheSettings, CacheUse};
+pub use self::follower::Follower;
+pub use self::last_used::LastUsed;
+pub use self::settle::{MAX_LEASE, settle};
+use crate::account::Plan;
+use crate::clock::Clock;
+use crate::id::{AccountId, KeyId};
+use crate::key::{Credential, Standing};
+use crate::secret::{Malformed, Prefix, Secret};
+use crate::store::{Store, StoreError};
+
+/// Proof that a live key was presented; only [`Auth::authenticate`] makes one.
+#[derive(Clone, Debug)]
+pub struct Caller(Arc<Credential>);
+
+impl Caller {
+    pub fn key_id(&self) -> KeyId {
+        self.0.key_id
+    }
+
+    pub fn account_id(&self) -> AccountId {
+        self.0.account_id
+    }
+
+    pub fn plan(&self) -> Plan {
+        self.0.plan
+    }
+
+    pub fn prefix(&self) -> Prefix {
+        self.0.prefix
+    }
+}
+
+/// Why a presented text opens nothing. The log and the metrics know; the client is told one sentence for all but [`Denial::Expired`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// No key at all.
+    Missing,
+    /// Several keys that differ, or one in the query string.
+    Misplaced,
+    Malformed,
+    WrongChecksum,
+    Unknown,
+    WrongSecret,
+    Revoked,
+    /// Shown with its right secret, so its holder may be told since when.
+    Expired(DateTime<Utc>),
+}
+
+impl Denial {
+    /// Every reason, as a metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Misplaced => "misplaced",
+            Self::Malformed => "malformed",
+            Self::WrongChecksum => "wrong_checksum",
+            Self::Unknown => "unknown",
+            Self::WrongSecret => "wrong_secret",
+            Self::Revoked => "revoked",
+            Self::Expired(_) => "expired",
+        }
+    }
+}
+
+impl From<Malformed> for Denial {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Shape => Self::Malformed,
+            Malformed::Checksum => Self::WrongChecksum,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub enum AuthError {
+    Denied(Denial),
+    /// Nobody can say now whether the key is good.
+    Store(StoreError),
+}
+
+/// Says who is calling.
+pub struct Auth {
+    store: Store,
+    /// `None` where every request asks the database.
+    cache: Option<Arc<Cache>>,
+    last_used: LastUsed,
+    clock: Clock,
+}
+
+impl Auth {
+    pub fn new(store: Store, cache: Option<CacheSettings>, last_used: LastUsed, clock: Clock) -> Self {
+        let cache = cache.map(|settings| Arc::new(Cache::new(settings, clock.clone())));
+        Self { store, cache, last_used, clock }
+    }
+
+    /// What keeps the cache true, if there is one. It must run for the cache to be believed at all.
+    pub fn follower(&self) -> Option<Follower> {
+        let cache = self.cache.as_ref()?;
+        Some(Follower::new(Arc::clone(cache), self.store.clone(), self.clock.clone()))
+    }
+
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_deref()
+    }
+
+    /// Waits, after a change has been committed, until no replica can still answer from before it.
+    pub async fn settle(&self) {
+        if let Some(cache) = &self.cache {
+            cache.changed.notify_one();
+        }
+        settle(&self.store, &self.clock).await;
+    }
+
+    async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {
+        match &self.cache {
+            Some(cache) => cache.find(&self.store, prefix).await,
+            None => Ok(self.store.find_credential(prefix).await?.map(Arc::new)),
+        }
+    }
+
+    /// Judges a presented text by what is true now.
+    pub async fn authenticate(&self, presented: &[u8]) -> Result<Caller, AuthError> {
+        let denied = |denial| Err(AuthError::Denied(denial));
+        let secret = Secret::parse(presented).map_err(|malformed| AuthError::Denied(malformed.into()))?;
+        let Some(credential) = self.find(secret.prefix()).await.map_err(AuthError::Store)? else {
+            return denied(Denial::Unknown);
+        };
+        if !secret.hash().matches(&credential.hash) {
+            return denied(Denial::WrongSecret);
+        }
+        let now = self.clock.now();
+        match credential.standing(now) {
+            Standing::Revoked => denied(Denial::Revoked),
+            Standing::Expired(since) => denied(Denial::Expired(since)),
+            Standing::Live => {
+                self.last_used.record(credential.prefix, now, credential.never_used);
+                Ok(Caller(credential))
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Reading a request's body: how much, how long, and as a JSON object whose every problem is named.
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::App;
+use super::error::{ApiError, Fields};
+use crate::secret;
+
+/// No request of ours needs more.
+pub(crate) const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// The members of a JSON object, which are taken one by one. What is wrong with them is collected, and what is left over is
+/// refused: a misspelt `expirationdays` must not make a key that never expires.
+pub(crate) struct Members {
+    members: Vec<(String, Value)>,
+    problems: Fields,
+}
+
+impl Members {
+    /// A text that must be there.
+    pub(crate) fn text<T>(&mut self, name: &str) -> Option<T>
+    where
+        T: for<'a> TryFrom<&'a str, Error: fmt::Display>,
+    {
+        match self.take(name) {
+            Some(Value::String(text)) => self.accept(name, T::try_from(&text)),
+            Some(_) => self.refuse(name, "must be a text"),
+            None => self.refuse(name, "is required"),
+        }
+    }
+
+    /// A whole number that may be absent or `null`.
+    pub(crate) fn optional_integer<T>(&mut self, name: &str) -> Option<T>
+    where
+        T: TryFrom<i64, Error: fmt::Display>,
+    {
+        match self.take(name)? {
+            Value::Null => None,
+            // A whole number beyond 64 bits is as far out of range as the largest within.
+            Value::Number(number) if !number.is_f64() => {
+                self.accept(name, T::try_from(number.as_i64().unwrap_or(i64::MAX)))
+            }
+            _ => self.refuse(name, "must be a whole number or null"),
+        }
+    }
+
+    /// Refuses all that was wrong, and whatever nobody took.
+    pub(crate) fn end(mut self) -> Result<(), ApiError> {
+        for (name, _) in std::mem::take(&mut self.members) {
+            self.problems.insert(shown(name), "there is no such member".to_owned());
+        }
+        if self.problems.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.problems)) }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let place = self.members.iter().position(|(member, _)| member == name)?;
+        Some(self.members.swap_remove(place).1)
+    }
+
+    fn accept<T, E: fmt::Display>(&mut self, name: &str, value: Result<T, E>) -> Option<T> {
+        value.map_err(|problem| self.problems.insert(name.to_owned(), problem.to_string())).ok()
+    }
+
+    fn refuse<T>(&mut self, name: &str, problem: &str) -> Option<T> {
+        self.problems.insert(name.to_owned(), problem.to_owned());
+        None
+    }
+}
+
+impl FromRequest<App> for Members {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        if !is_json(&request) {
+            return Err(ApiError::UnsupportedMediaType);
+        }
+        let bytes = read(request, app.body_timeout).await?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let problem = match error.classify() {
+                // The parser's own words would quote what it found instead, which may be a key.
+                serde_json::error::Category::Data => format!("must be a JSON object of at most {MAX_MEMBERS} members"),
+                _ => format!("is not JSON: {error}"),
+            };
+            ApiError::invalid("body", problem)
+        })
+    }
+}
+
+fn is_json(request: &Request) -> bool {
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+async fn read(request: Request, limit: Duration) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::PayloadTooLarge { limit: MAX_BODY_BYTES };
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+        return Err(too_large());
+    }
+    let body: Limited<Body> = Limited::new(request.into_body(), MAX_BODY_BYTES);
+    match timeout(limit, body.collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::invalid("body", "ended early")),
+        Err(_) => Err(ApiError::RequestTimeout),
+    }
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        let mut members: Vec<(String, Value)> = Vec::new();
+        let mut problems = Fields::new();
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            // Parsers differ in which of two members they believe, so neither is.
+            if members.iter().any(|(member, _)| *member == name) {
+                problems.insert(shown(name), "is there twice".to_owned());
+            } else if members.len() < MAX_MEMBERS {
+                members.push((name, value));
+            } else {
+                return Err(serde::de::Error::custom(format_args!("more than {MAX_MEMBERS} members")));
+            }
+        }
+        Ok(Members { members, problems })
+    }
+}
+
+/// A member's name as an answer may repeat it.
+fn shown(name: String) -> String {
+    const LONGEST: usize = 100;
+    if name.len() > LONGEST || secret::appears_in(name.as_bytes()) { "(a member)".to_owned() } else { name }
+}
+
+/// More than any object of ours has; it bounds the search for names that are there twice.
+const MAX_MEMBERS: usize = 32;

@@ -1,0 +1,112 @@
+//! What every exchange gets, whoever calls: a request id, CORS, the common headers, a measurement and a line in the log.
+//!
+//! It is one pass rather than a stack of layers, each of which would cost more than the authentication does.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST, X_CONTENT_TYPE_OPTIONS};
+use axum::http::uri::Authority;
+use axum::http::{HeaderName, HeaderValue, Method, Version};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::{self, ApiError};
+use super::guard::CalledBy;
+use super::{App, ROUTES, cors, verify};
+use crate::access_log::Line;
+use crate::secret;
+
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The label of whatever matched no route.
+const NO_ROUTE: &str = "none";
+
+/// Makes request ids without asking the system: a random start for each process, and a count.
+pub(super) struct RequestIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    pub(super) fn new() -> Self {
+        Self { process: rand::random(), next: AtomicU64::new(rand::random()) }
+    }
+
+    fn next(&self) -> HeaderValue {
+        // An odd factor visits every number once, so neighbours do not look alike in a log.
+        let count = self.next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        HeaderValue::try_from(format!("{:016x}{count:016x}", self.process)).expect("hexadecimal digits make a header")
+    }
+}
+
+pub(super) async fn exchange(State(app): State<App>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| label_of_route(path.as_str()));
+    let method = label_of(request.method());
+    // A gateway is no browser: what may cross origins is said by the application behind it.
+    let from_gateway = verify::is_route(route);
+    let id = request_id(&app, &request);
+    let allowed_origin = app.cors.allow(request.headers());
+
+    let mut response = if !from_gateway && cors::is_preflight(&request) {
+        cors::preflight()
+    } else if has_valid_host(&request) {
+        error::reshape(next.run(request).await)
+    } else {
+        let mut refusal = ApiError::invalid("Host", "must be given once, as a host and maybe a port").into_response();
+        refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        refusal
+    };
+    if from_gateway {
+        verify::put_in_dialect(route, &mut response);
+    }
+
+    let status = response.status().as_u16();
+    let took = started.elapsed();
+    app.metrics.request(route, method, status, took);
+    if tracing::enabled!(tracing::Level::INFO) {
+        let key = response.extensions().get::<CalledBy>().map(|by| by.0);
+        app.access_log.line(&Line { at: app.clock.now(), method, route, status, took, request_id: id.as_bytes(), key });
+    }
+
+    let headers = response.headers_mut();
+    headers.insert(X_REQUEST_ID, id);
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if !from_gateway {
+        cors::decorate(headers, allowed_origin);
+    }
+    response
+}
+
+/// The client's own id if it is harmless, else a new one.
+fn request_id(app: &App, request: &Request) -> HeaderValue {
+    let harmless = |id: &&HeaderValue| {
+        let id = id.as_bytes();
+        (1..=64).contains(&id.len())
+            && id.iter().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(c))
+            && !secret::appears_in(id)
+    };
+    request.headers().get(X_REQUEST_ID).filter(harmless).cloned().unwrap_or_else(|| app.request_ids.next())
+}
+
+/// RFC 9112, section 3.2: a request of HTTP/1.1 names its host once. Older probes name none.
+fn has_valid_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(host), None) => Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains('@')),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+fn label_of_route(path: &str) -> &'static str {
+    ROUTES.into_iter().chain(verify::PATHS).find(|route| *route == path).unwrap_or(NO_ROUTE)
+}
+
+/// A label for metrics and logs, of which there are only so many.
+fn label_of(method: &Method) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("OTHER")
+}

@@ -1,0 +1,177 @@
+//! The API's own description, made from the code: OpenAPI 3.1.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::header::{Header, HeaderBuilder};
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::response::{Response as Documented, ResponseBuilder};
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{Modify, OpenApi};
+
+use super::error::Refusal;
+use super::{App, keys, ops};
+
+pub(super) const DOCUMENT: &str = "/openapi.json";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "MoMail API keys", description = "Issues, lists and revokes API keys. Every answer carries X-Request-Id."),
+    paths(keys::list, keys::create, keys::revoke, ops::livez, ops::readyz, document),
+    components(schemas(Refusal)),
+    modifiers(&CommonAnswers),
+    tags((name = "keys", description = "An account's API keys"), (name = "operations", description = "For load balancers"))
+)]
+struct Document;
+
+/// The document as JSON, with its entity tag.
+pub(super) struct Served {
+    json: String,
+    etag: HeaderValue,
+}
+
+impl Served {
+    pub(super) fn new() -> Self {
+        let json = text();
+        let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(&json)));
+        Self { json, etag: HeaderValue::try_from(etag).expect("base64 makes a header") }
+    }
+}
+
+/// The document as JSON.
+pub fn text() -> String {
+    let mut json = Document::openapi().to_pretty_json().expect("the document is made of texts and numbers");
+    json.push('\n');
+    json
+}
+
+/// This document.
+#[utoipa::path(get, path = DOCUMENT, operation_id = "openapi", tag = "operations",
+    responses(
+        (status = 200, description = "OpenAPI 3.1", body = serde_json::Value, headers(("ETag", description = "Changes with the document"))),
+        (status = 304, description = "Not changed since the answer with this ETag"),
+    ))]
+pub(super) async fn document(State(app): State<App>, headers: HeaderMap) -> Response {
+    let Served { json, etag } = &app.document;
+    // RFC 9110, section 13.1.2: the comparison is the weak one.
+    let is_ours = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes();
+    let mut lists = headers.get_all(IF_NONE_MATCH).iter().map(HeaderValue::as_bytes);
+    let known = lists.any(|tags| tags.split(|byte| *byte == b',').any(|tag| is_ours(tag.trim_ascii())));
+    let caching = [(ETAG, etag.clone()), (CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
+    if known {
+        return (StatusCode::NOT_MODIFIED, caching).into_response();
+    }
+    let json_type = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (caching, json_type, Body::from(json.clone())).into_response()
+}
+
+/// What is the same for many operations is written once: refusals, headers, and how a key is shown.
+struct CommonAnswers;
+
+/// Status, when, and the headers beyond those of every answer.
+type Answer = (&'static str, &'static str, &'static [&'static str]);
+
+const LIMITS: &[&str] =
+    &["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit"];
+
+const BEHIND_A_KEY: [Answer; 6] = [
+    ("400", "The body, the query or a header is not valid; `details.fields` names what is wrong", &[]),
+    ("401", "No key, or one that is malformed, unknown, revoked or expired", &["WWW-Authenticate"]),
+    ("405", "Another method; `Allow` lists those there are", &["Allow"]),
+    ("429", "A plan's limit, or a client's number of failed keys, is reached", &["Retry-After"]),
+    ("500", "A failure of ours; the cause is in the log under the request's id", &[]),
+    ("503", "A dependency is away", &["Retry-After"]),
+];
+const WITH_A_BODY: [Answer; 4] = [
+    ("403", "The plan's number of keys is reached; `details` says which", &[]),
+    ("408", "The body took too long to arrive", &[]),
+    ("413", "The body is larger than 64 KiB", &[]),
+    ("415", "The body is not sent as application/json", &[]),
+];
+const WITH_AN_ID: [Answer; 1] = [("404", "No such key in this account, or no more", &[])];
+const OPEN: [Answer; 2] = [BEHIND_A_KEY[0], BEHIND_A_KEY[2]];
+const READINESS: [Answer; 1] = [BEHIND_A_KEY[5]];
+
+impl Modify for CommonAnswers {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let schemes = [
+            ("ApiKey", SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")))),
+            ("Bearer", SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build())),
+        ];
+        for (name, scheme) in schemes {
+            components.add_security_scheme(name, scheme);
+        }
+        // A misspelt member is refused; generators should know.
+        if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut("CreateKey") {
+            body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+        for (path, item) in &mut document.paths.paths {
+            for operation in operations(item) {
+                complete(path, operation);
+            }
+        }
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+}
+
+fn complete(path: &str, operation: &mut Operation) {
+    let is_behind_a_key = path.starts_with("/v1/");
+    let mut answers: Vec<Answer> = Vec::new();
+    if is_behind_a_key {
+        answers.extend(BEHIND_A_KEY);
+        let none: [&str; 0] = [];
+        operation.security =
+            Some(vec![SecurityRequirement::new("ApiKey", none), SecurityRequirement::new("Bearer", none)]);
+    } else {
+        answers.extend(OPEN);
+    }
+    if path == ops::READYZ {
+        answers.extend(READINESS);
+    }
+    if operation.request_body.is_some() {
+        answers.extend(WITH_A_BODY);
+    }
+    if path.contains("{id}") {
+        answers.extend(WITH_AN_ID);
+    }
+    for (status, description, headers) in answers {
+        let refusal = refusal(description, headers);
+        operation.responses.responses.insert(status.to_owned(), RefOr::T(refusal));
+    }
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else { continue };
+        response.headers.insert("X-Request-Id".to_owned(), text_header());
+        if status == "201" {
+            response.headers.insert("Location".to_owned(), text_header());
+        }
+        let is_authenticated = !matches!(status.as_str(), "401" | "405" | "503");
+        if is_behind_a_key && is_authenticated {
+            response.headers.extend(LIMITS.iter().map(|name| ((*name).to_owned(), text_header())));
+        }
+    }
+}
+
+fn refusal(description: &str, headers: &[&str]) -> Documented {
+    let envelope = ContentBuilder::new().schema(Some(Ref::from_schema_name("Refusal"))).build();
+    let mut response = ResponseBuilder::new().description(description).content("application/json", envelope).build();
+    response.headers.extend(headers.iter().map(|name| ((*name).to_owned(), text_header())));
+    response
+}
+
+fn text_header() -> RefOr<Header> {
+    RefOr::T(HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::String))).build())
+}

@@ -1,0 +1,79 @@
+//! Alive? Ready? And the figures, for whoever runs the service.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::App;
+use super::error::ApiError;
+use super::wire::Success;
+
+pub(super) const LIVEZ: &str = "/livez";
+pub(super) const READYZ: &str = "/readyz";
+pub(super) const METRICS: &str = "/metrics";
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where the process is in its life.
+#[derive(Default)]
+pub struct Readiness(AtomicU8);
+
+impl Readiness {
+    const STARTING: u8 = 0;
+    const SERVING: u8 = 1;
+    const DRAINING: u8 = 2;
+
+    /// The schema is there: requests can be answered. A process that is draining stays so.
+    pub fn serve(&self) {
+        let _ = self.0.compare_exchange(Self::STARTING, Self::SERVING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// From now on load balancers shall turn away; requests are still answered.
+    pub fn drain(&self) {
+        self.0.store(Self::DRAINING, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::DRAINING
+    }
+
+    pub(super) fn has_started(&self) -> bool {
+        self.0.load(Ordering::Acquire) != Self::STARTING
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::SERVING
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Health {
+    #[schema(example = "ready")]
+    status: &'static str,
+}
+
+/// Whether the process runs. It asks nothing else: a database that is away is no reason to restart anything.
+#[utoipa::path(get, path = LIVEZ, operation_id = "livez", tag = "operations",
+    responses((status = 200, description = "The process runs", body = Success<Health>)))]
+pub(super) async fn livez() -> impl IntoResponse {
+    Success::new(Health { status: "live" })
+}
+
+/// Whether requests should be sent here: the database answers, and the process is not about to stop.
+#[utoipa::path(get, path = READYZ, operation_id = "readyz", tag = "operations",
+    responses((status = 200, description = "Send requests", body = Success<Health>)))]
+pub(super) async fn readyz(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    if !app.readiness.is_serving() {
+        return Err(ApiError::Unavailable("not ready: starting or stopping".to_owned()));
+    }
+    app.store.ping().await?;
+    Ok(Success::new(Health { status: "ready" }))
+}
+
+pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, OPENMETRICS)], app.metrics.render(&app.snapshot()))
+}

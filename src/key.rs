@@ -1,0 +1,200 @@
+//! What a key is, what a good name and life time are, and when a key is live. No I/O, and no clock: it is given `now`.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::account::Plan;
+use crate::id::{AccountId, KeyId};
+use crate::secret::{self, Prefix, SecretHash};
+
+/// A key as its account's list shows it.
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    pub id: KeyId,
+    pub name: String,
+    pub prefix: Prefix,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+/// A key about to be stored; its secret is drawn by the store's caller.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    pub id: KeyId,
+    pub account_id: AccountId,
+    pub name: KeyName,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl NewKey {
+    pub fn new(account_id: AccountId, name: KeyName, lifetime: Option<Lifetime>, now: DateTime<Utc>) -> Self {
+        let expires_at = lifetime.map(|lifetime| lifetime.end(now));
+        Self { id: KeyId::new(), account_id, name, created_at: now, expires_at }
+    }
+}
+
+/// What the store knows of a secret that was presented: whose it is, and what judges it.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    pub prefix: Prefix,
+    pub hash: SecretHash,
+    pub key_id: KeyId,
+    pub account_id: AccountId,
+    pub plan: Plan,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub revoked: bool,
+    pub never_used: bool,
+    /// The number of the last change when this was read, in the same snapshot.
+    pub as_of: i64,
+}
+
+/// Whether a credential opens anything now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Live,
+    Revoked,
+    /// From the given instant on.
+    Expired(DateTime<Utc>),
+}
+
+impl Credential {
+    pub fn standing(&self, now: DateTime<Utc>) -> Standing {
+        match self.expires_at {
+            _ if self.revoked => Standing::Revoked,
+            Some(end) if end <= now => Standing::Expired(end),
+            _ => Standing::Live,
+        }
+    }
+}
+
+/// A key's name: 1 to 100 characters (Unicode scalar values) after trimming, none of them a control character.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyName(String);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidName {
+    #[error("must not be empty")]
+    Empty,
+    #[error("must have at most {} characters", KeyName::MAX_CHARS)]
+    TooLong,
+    #[error("must not contain control characters")]
+    ControlCharacter,
+    /// A name is stored and shown; a key pasted into the wrong field must not be.
+    #[error("must not contain an API key")]
+    HoldsKey,
+}
+
+impl KeyName {
+    pub const MAX_CHARS: usize = 100;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<&str> for KeyName {
+    type Error = InvalidName;
+
+    fn try_from(text: &str) -> Result<Self, InvalidName> {
+        // Before trimming, which would hide a line break at either end.
+        if text.chars().any(char::is_control) {
+            return Err(InvalidName::ControlCharacter);
+        }
+        if secret::appears_in(text.as_bytes()) {
+            return Err(InvalidName::HoldsKey);
+        }
+        let name = text.trim();
+        match name.chars().count() {
+            0 => Err(InvalidName::Empty),
+            1..=Self::MAX_CHARS => Ok(Self(name.to_owned())),
+            _ => Err(InvalidName::TooLong),
+        }
+    }
+}
+
+/// How long a key shall live: 1 to 365 times 24 hours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime(u16);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a whole number from {} to {}", Lifetime::MIN_DAYS, Lifetime::MAX_DAYS)]
+pub struct InvalidLifetime;
+
+impl Lifetime {
+    pub const MIN_DAYS: u16 = 1;
+    pub const MAX_DAYS: u16 = 365;
+
+    fn end(self, start: DateTime<Utc>) -> DateTime<Utc> {
+        start + TimeDelta::days(self.0.into())
+    }
+}
+
+impl TryFrom<i64> for Lifetime {
+    type Error = InvalidLifetime;
+
+    fn try_from(days: i64) -> Result<Self, InvalidLifetime> {
+        match u16::try_from(days) {
+            Ok(days @ Self::MIN_DAYS..=Self::MAX_DAYS) => Ok(Self(days)),
+            _ => Err(InvalidLifetime),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_accepted_name_is_the_trimmed_text_and_fits(text in any::<String>()) {
+            if let Ok(name) = KeyName::try_from(text.as_str()) {
+                prop_assert_eq!(name.as_str(), text.trim());
+                prop_assert!((1..=KeyName::MAX_CHARS).contains(&name.as_str().chars().count()));
+                prop_assert!(!text.chars().any(char::is_control));
+            }
+        }
+
+        #[test]
+        fn a_lifetime_is_accepted_exactly_from_1_to_365(days in -1000i64..1000) {
+            prop_assert_eq!(Lifetime::try_from(days).is_ok(), (1..=365).contains(&days));
+        }
+    }
+
+    #[test]
+    fn a_name_is_refused_for_the_right_reason() {
+        assert_eq!(KeyName::try_from(""), Err(InvalidName::Empty));
+        assert_eq!(KeyName::try_from("  "), Err(InvalidName::Empty));
+        assert_eq!(KeyName::try_from("a\nb"), Err(InvalidName::ControlCharacter));
+        assert_eq!(KeyName::try_from("\0"), Err(InvalidName::ControlCharacter));
+        let pasted = "my mk_a1b2c3d4_e5f6g7h8i9j0k1l2m3n4o5p6q7r8s9t0";
+        assert_eq!(KeyName::try_from(pasted), Err(InvalidName::HoldsKey));
+        assert_eq!(KeyName::try_from("𝄞".repeat(101).as_str()), Err(InvalidName::TooLong));
+        assert!(KeyName::try_from("𝄞".repeat(100).as_str()).is_ok());
+    }
+
+    #[test]
+    fn a_key_is_refused_from_its_last_instant_on() {
+        let now = DateTime::from_timestamp_millis(1_700_000_000_000).unwrap();
+        let secret = crate::secret::Secret::generate(&mut rand::rngs::SysRng).unwrap();
+        let mut credential = Credential {
+            prefix: secret.prefix(),
+            hash: secret.hash(),
+            key_id: KeyId::new(),
+            account_id: AccountId::new(),
+            plan: Plan::Free,
+            expires_at: Some(now),
+            revoked: false,
+            never_used: true,
+            as_of: 0,
+        };
+        assert_eq!(credential.standing(now - TimeDelta::milliseconds(1)), Standing::Live);
+        assert_eq!(credential.standing(now), Standing::Expired(now));
+        credential.revoked = true;
+        assert_eq!(credential.standing(now), Standing::Revoked);
+    }
+}

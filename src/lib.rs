@@ -1,0 +1,34 @@
+//! MoMail's API-keys service: issues, lists and revokes API keys, and says for every request who is calling and whether that key
+//! may go on.
+//!
+//! # Code map
+//!
+//! An arrow may be followed down only; nothing below `serve` knows the settings.
+//!
+//! ```text
+//! main → cli → serve → server → http → auth → store → key, account → secret, id
+//!                │                │ └→ limit, metrics
+//!                └→ config, telemetry
+//! ```
+//!
+//! - [`secret`] is the text its holder has, [`key`] the thing in the database, [`auth::Caller`] the proof that a secret was shown.
+//! - [`store`] alone knows SQL, [`http`] alone knows routes and status codes, [`server`] alone knows connections, [`limit`] alone
+//!   counts requests, [`config`] alone reads the environment, and [`clock`] alone reads the time.
+//! - There is no layer between a handler and the store: a handler is the use case.
+
+pub mod access_log;
+pub mod account;
+pub mod auth;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod http;
+pub mod id;
+pub mod key;
+pub mod limit;
+pub mod metrics;
+pub mod secret;
+pub mod serve;
+pub mod server;
+pub mod store;
+pub mod telemetry;

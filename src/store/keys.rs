@@ -1,0 +1,247 @@
+//! Queries on keys and their secrets.
+
+use chrono::{DateTime, Utc};
+use rand::TryRng;
+use rand::rngs::SysError;
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
+
+use super::{Db, Result, Store, StoreError, on, to_its_end, transaction};
+use crate::account::Plan;
+use crate::id::{AccountId, KeyId};
+use crate::key::{ApiKey, Credential, NewKey};
+use crate::secret::{Prefix, Secret, SecretHash};
+
+/// Two keys in 36⁸ share a prefix by chance; more than this in a row do not.
+const MAX_DRAWS: u32 = 8;
+
+const FIND_CREDENTIAL: &str = "
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
+           (select n from change_counter)
+    from key_secrets s
+    join api_keys k on k.id = s.key_id
+    join accounts a on a.id = k.account_id
+    where s.prefix = $1";
+
+const LIST: &str = "
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at
+    from api_keys k
+    join key_secrets s on s.key_id = k.id and s.retires_at is null
+    where k.account_id = $1 and k.revoked_at is null
+    order by k.created_at desc, k.id desc";
+
+const REVOKE: &str = "
+    update api_keys set revoked_at = $3
+    where account_id = $1 and id = $2 and revoked_at is null";
+
+const FIND_OWNER: &str = "select account_id from api_keys where id = $1";
+
+/// One statement, and so one round trip and one commit. The lock makes creations of one account wait for each other: each
+/// then judges the count that the one before it left.
+const CREATE_ON_POSTGRES: &str = "
+    with account as (
+        select id from accounts where id = $2 and live_keys < $6 for no key update
+    ), key as (
+        insert into api_keys (id, account_id, name, created_at, expires_at)
+        select $1, id, $3, $4, $5 from account
+        returning id
+    )
+    insert into key_secrets (prefix, key_id, hash, created_at)
+    select $7, id, $8, $4 from key";
+
+/// SQLite takes no `insert` inside `with`; its one writer needs no lock on the account.
+const CREATE_ON_SQLITE: [&str; 2] = [
+    "insert into api_keys (id, account_id, name, created_at, expires_at)
+     select $1, id, $3, $4, $5 from accounts where id = $2 and live_keys < $6",
+    "insert into key_secrets (prefix, key_id, hash, created_at) values ($1, $2, $3, $4)",
+];
+
+/// Rows are locked in the order of their prefixes, so that two replicas cannot wait for each other.
+const TOUCH_ON_POSTGRES: &str = "
+    with used as (
+        select prefix, at from unnest($1::text[], $2::timestamptz[]) as used (prefix, at)
+    ), locked as (
+        select s.prefix from key_secrets s join used using (prefix) order by s.prefix for no key update of s
+    )
+    update key_secrets s set last_used_at = used.at
+    from used join locked using (prefix)
+    where s.prefix = used.prefix and (s.last_used_at is null or s.last_used_at < used.at)";
+
+const TOUCH_ON_SQLITE: &str = "
+    update key_secrets set last_used_at = $2
+    where prefix = $1 and (last_used_at is null or last_used_at < $2)";
+
+impl Store {
+    /// What is stored of the secret with this prefix, live or not.
+    pub async fn find_credential(&self, prefix: Prefix) -> Result<Option<Credential>> {
+        on!(self, read, connection => {
+            let row = sqlx::query(FIND_CREDENTIAL).bind(prefix.as_str()).fetch_optional(&mut *connection).await?;
+            row.map(|row| Ok(Credential {
+                prefix,
+                hash: decode_hash(row.try_get(0)?)?,
+                key_id: KeyId(row.try_get(1)?),
+                account_id: AccountId(row.try_get(2)?),
+                plan: decode_plan(row.try_get(3)?)?,
+                expires_at: row.try_get(4)?,
+                revoked: row.try_get::<Option<DateTime<Utc>>, _>(5)?.is_some(),
+                never_used: row.try_get::<Option<DateTime<Utc>>, _>(6)?.is_none(),
+                as_of: row.try_get(7)?,
+            })).transpose()
+        })
+    }
+
+    /// An account's keys that are not revoked, the newest first.
+    pub async fn list_keys(&self, account_id: AccountId) -> Result<Vec<ApiKey>> {
+        on!(self, read, connection => {
+            let rows = sqlx::query(LIST).bind(account_id.0).fetch_all(&mut *connection).await?;
+            rows.iter().map(|row| Ok(ApiKey {
+                id: KeyId(row.try_get(0)?),
+                name: row.try_get(1)?,
+                prefix: decode_prefix(row.try_get(2)?)?,
+                created_at: row.try_get(3)?,
+                expires_at: row.try_get(4)?,
+                last_used_at: row.try_get(5)?,
+            })).collect()
+        })
+    }
+
+    /// Draws a secret for `key` and stores both; `None` if the account already holds `max_keys`.
+    ///
+    /// # Errors
+    /// Besides the usual ones, the generator's.
+    pub async fn create_key<R>(&self, key: &NewKey, max_keys: u32, rng: &mut R) -> Result<Option<Secret>>
+    where
+        R: TryRng<Error = SysError>,
+    {
+        for _ in 0..MAX_DRAWS {
+            let secret = Secret::generate(rng)?;
+            match self.insert_key(NewRow::new(key, &secret, max_keys)).await {
+                Err(StoreError::Taken) => tracing::info!("a new key's prefix was taken; drawing again"),
+                Ok(inserted) => return Ok(inserted.then_some(secret)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError::Taken)
+    }
+
+    async fn insert_key(&self, row: NewRow) -> Result<bool> {
+        match &self.db {
+            Db::Postgres(pool) => on!(@write pool, connection => row.insert_into_postgres(connection).await),
+            Db::Sqlite { write, .. } => {
+                let write = write.clone();
+                to_its_end(
+                    async move { transaction!(write, "begin immediate", tx => row.insert_into_sqlite(tx).await?) },
+                )
+                .await
+            }
+        }
+    }
+
+    /// Revokes an account's key for good; `false` if it has no such key, or no more.
+    pub async fn revoke_key(&self, account_id: AccountId, id: KeyId, now: DateTime<Utc>) -> Result<bool> {
+        on!(self, write, connection => {
+            let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(connection).await?;
+            Ok(done.rows_affected() == 1)
+        })
+    }
+
+    /// Whose key it is: for the operator, who names a key without its account.
+    pub async fn find_owner(&self, id: KeyId) -> Result<Option<AccountId>> {
+        on!(self, read, connection => {
+            let owner = sqlx::query_scalar::<_, Uuid>(FIND_OWNER).bind(id.0).fetch_optional(&mut *connection).await?;
+            Ok(owner.map(AccountId))
+        })
+    }
+
+    /// Moves the last use of many secrets forward, never back. `uses` are in the order of their prefixes.
+    pub async fn touch_secrets(&self, uses: Vec<(Prefix, DateTime<Utc>)>) -> Result<()> {
+        let store = self.clone();
+        to_its_end(async move {
+            match &store.db {
+                Db::Postgres(pool) => {
+                    let (prefixes, times): (Vec<_>, Vec<_>) =
+                        uses.iter().map(|(prefix, at)| (prefix.as_str().to_owned(), *at)).unzip();
+                    on!(@write pool, connection => {
+                        sqlx::query(TOUCH_ON_POSTGRES).bind(prefixes).bind(times).execute(connection).await.map(drop)
+                    })
+                }
+                Db::Sqlite { write, .. } => transaction!(write, "begin immediate", tx => {
+                    for (prefix, at) in &uses {
+                        sqlx::query(TOUCH_ON_SQLITE).bind(prefix.as_str()).bind(at).execute(&mut *tx).await?;
+                    }
+                }),
+            }
+        })
+        .await
+    }
+}
+
+/// What is stored of a new key; the secret's text stays behind.
+pub(super) struct NewRow {
+    key: NewKey,
+    prefix: Prefix,
+    hash: SecretHash,
+    max_keys: i64,
+}
+
+impl NewRow {
+    pub(super) fn new(key: &NewKey, secret: &Secret, max_keys: u32) -> Self {
+        Self { key: key.clone(), prefix: secret.prefix(), hash: secret.hash(), max_keys: max_keys.into() }
+    }
+
+    /// `false` if the account is full.
+    pub(super) async fn insert_into_postgres(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let done = sqlx::query(CREATE_ON_POSTGRES)
+            .bind(self.key.id.0)
+            .bind(self.key.account_id.0)
+            .bind(self.key.name.as_str())
+            .bind(self.key.created_at)
+            .bind(self.key.expires_at)
+            .bind(self.max_keys)
+            .bind(self.prefix.as_str())
+            .bind(self.hash.as_bytes())
+            .execute(connection)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// `false` if the account is full. To be called in a transaction.
+    pub(super) async fn insert_into_sqlite(&self, tx: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+        let [key, secret] = CREATE_ON_SQLITE;
+        let done = sqlx::query(key)
+            .bind(self.key.id.0)
+            .bind(self.key.account_id.0)
+            .bind(self.key.name.as_str())
+            .bind(self.key.created_at)
+            .bind(self.key.expires_at)
+            .bind(self.max_keys)
+            .execute(&mut *tx)
+            .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        sqlx::query(secret)
+            .bind(self.prefix.as_str())
+            .bind(self.key.id.0)
+            .bind(self.hash.as_bytes())
+            .bind(self.key.created_at)
+            .execute(&mut *tx)
+            .await?;
+        Ok(true)
+    }
+}
+
+pub(super) fn decode_plan(text: &str) -> Result<Plan, sqlx::Error> {
+    text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+pub(super) fn decode_prefix(text: &str) -> Result<Prefix, sqlx::Error> {
+    Prefix::parse(text)
+        .ok_or_else(|| sqlx::Error::Decode("a stored prefix has not 8 characters of the alphabet".into()))
+}
+
+fn decode_hash(bytes: &[u8]) -> Result<SecretHash, sqlx::Error> {
+    SecretHash::from_stored(bytes).ok_or_else(|| sqlx::Error::Decode("a stored hash has not 32 bytes".into()))
+}

@@ -1,0 +1,301 @@
+//! Accounts and keys in PostgreSQL or SQLite, behind one type. Each query is written once where both can run it.
+//!
+//! It must not know of HTTP, settings or the clock: it is given a URL and instants.
+
+mod accounts;
+mod changes;
+mod keys;
+mod pool;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, Postgres};
+use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
+
+pub use self::accounts::CreatedAccount;
+pub use self::changes::{Feed, Followers, Listener, Subject};
+use self::pool::Pool;
+pub use self::schema::Migrated;
+
+/// Any method of [`Store`] has ended after this time, whatever the database does.
+pub const BOUND: Duration = Duration::from_millis(2_900);
+/// A server that still answers gives up a statement itself, before we give up the server.
+const STATEMENT_TIMEOUT: &str = "2000";
+/// Only another process on the same SQLite file makes a statement wait this long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The database, on whichever engine its URL names.
+#[derive(Clone)]
+pub struct Store {
+    db: Db,
+    migrations: schema::Source,
+}
+
+#[derive(Clone)]
+enum Db {
+    Postgres(Pool<Postgres>),
+    /// SQLite has one writer at a time: a queue for one connection is fairer and faster than its busy handler.
+    Sqlite {
+        read: Pool<Sqlite>,
+        write: Pool<Sqlite>,
+    },
+}
+
+/// Runs one body on a connection of whichever database is open (it is compiled once for each), within [`BOUND`].
+///
+/// `read` bodies are tried again when a pooled connection turns out to have died meanwhile; `write` bodies are not,
+/// because they may have been carried out.
+macro_rules! on {
+    ($store:expr, read, $connection:ident => $body:expr) => {
+        match &$store.db {
+            $crate::store::Db::Postgres(pool) => $crate::store::on!(@read pool, $connection => $body),
+            $crate::store::Db::Sqlite { read: pool, .. } => $crate::store::on!(@read pool, $connection => $body),
+        }
+    };
+    ($store:expr, write, $connection:ident => $body:expr) => {
+        match &$store.db {
+            $crate::store::Db::Postgres(pool) => $crate::store::on!(@write pool, $connection => $body),
+            $crate::store::Db::Sqlite { write: pool, .. } => $crate::store::on!(@write pool, $connection => $body),
+        }
+    };
+    (@read $pool:ident, $connection:ident => $body:expr) => {
+        $crate::store::pool::within_bound(async {
+            loop {
+                let mut lease = $pool.lease().await?;
+                let $connection = &mut *lease;
+                let outcome: Result<_, sqlx::Error> = async { $body }.await;
+                if let Some(outcome) = lease.end_or_retry(outcome) {
+                    break outcome;
+                }
+            }
+        })
+        .await
+    };
+    (@write $pool:ident, $connection:ident => $body:expr) => {
+        $crate::store::pool::within_bound(async {
+            let mut lease = $pool.lease().await?;
+            let $connection = &mut *lease;
+            let outcome: Result<_, sqlx::Error> = async { $body }.await;
+            lease.end(outcome)
+        })
+        .await
+    };
+}
+use on;
+
+/// Runs several statements as one transaction, on a connection that is closed rather than reused if the work is cut short
+/// (sqlx 0.9 can leave a transaction open on a connection whose `begin` was dropped).
+///
+/// Call it only in a task of its own ([`to_its_end`]), so that a client that hangs up cuts nothing short.
+macro_rules! transaction {
+    ($pool:expr, $begin:literal, $tx:ident => $body:expr) => {
+        $crate::store::pool::within_bound(async {
+            let mut lease = $pool.lease().await?.closed_if_cut_short();
+            let outcome: Result<_, sqlx::Error> = async {
+                let mut tx = sqlx::Connection::begin_with(&mut *lease, $begin).await?;
+                let $tx = &mut *tx;
+                let value = $body;
+                tx.commit().await?;
+                Ok(value)
+            }
+            .await;
+            lease.end(outcome)
+        })
+        .await
+    };
+}
+use transaction;
+
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot do it now: gone, frozen, read-only, full or out of connections.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// A unique column already has this value.
+    #[error("the value is taken")]
+    Taken,
+    #[error("the operating system gave no random bytes: {0}")]
+    Randomness(#[from] rand::rngs::SysError),
+    #[error("the database has a schema this version cannot use: {0}")]
+    Schema(String),
+    #[error("the database has schema {found}, this version needs {needed}: run `momail-api-keys migrate`")]
+    NotMigrated { found: i64, needed: i64 },
+    #[error(transparent)]
+    Unexpected(anyhow::Error),
+}
+
+/// What a store's URL must look like. The URL itself is not repeated: it may hold a password.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("must be sqlite://FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+pub struct InvalidUrl;
+
+/// A checked database URL; showing it hides the password.
+#[derive(Clone)]
+pub enum StoreUrl {
+    Postgres(Box<PgConnectOptions>),
+    Sqlite(Box<SqliteConnectOptions>),
+}
+
+impl FromStr for StoreUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(url: &str) -> Result<Self, InvalidUrl> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return url.parse().map(|options| Self::Postgres(Box::new(options))).map_err(|_| InvalidUrl);
+        }
+        let path = url.strip_prefix("sqlite:").ok_or(InvalidUrl)?.trim_start_matches("//");
+        // A database in memory would lose every key it answered for.
+        if path.is_empty() || path.starts_with(":memory:") || path.contains("mode=memory") {
+            return Err(InvalidUrl);
+        }
+        url.parse().map(|options| Self::Sqlite(Box::new(options))).map_err(|_| InvalidUrl)
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(options) => write!(
+                f,
+                "postgres://{}:***@{}:{}/{}",
+                options.get_username(),
+                options.get_host(),
+                options.get_port(),
+                options.get_database().unwrap_or(options.get_username()),
+            ),
+            Self::Sqlite(options) => write!(f, "sqlite://{}", options.get_filename().display()),
+        }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl StoreUrl {
+    /// Whether the database is a file of this process's own.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self, Self::Sqlite(_))
+    }
+}
+
+impl Store {
+    /// Prepares the pools. A missing SQLite file is made, readable by its owner only; PostgreSQL is not asked yet.
+    ///
+    /// # Errors
+    /// If the SQLite file can neither be found nor made.
+    pub fn open(url: &StoreUrl, max_connections: usize) -> std::io::Result<Self> {
+        match url {
+            StoreUrl::Postgres(options) => {
+                let options = postgres_options(options);
+                let migrations = schema::Source::Postgres(Box::new(options.clone()));
+                Ok(Self { db: Db::Postgres(Pool::new(options, max_connections)), migrations })
+            }
+            StoreUrl::Sqlite(options) => {
+                create_private(options.get_filename())?;
+                let options = sqlite_options(options);
+                let migrations = schema::Source::Sqlite(Box::new(options.clone()));
+                let read = Pool::new(options.clone(), max_connections);
+                Ok(Self { db: Db::Sqlite { read, write: Pool::new(options, 1) }, migrations })
+            }
+        }
+    }
+
+    /// Brings the schema up to date. Any number of processes may do so at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Schema`] if the database was migrated by a newer version, or by other text under the same numbers.
+    pub async fn migrate(&self) -> Result<Migrated> {
+        schema::migrate(&self.migrations).await
+    }
+
+    /// Looks whether the schema is the one this version needs, and changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::NotMigrated`] if it is older, [`StoreError::Schema`] if it is newer.
+    pub async fn check_schema(&self) -> Result<()> {
+        schema::check(self).await
+    }
+
+    /// Asks the database for a sign of life.
+    pub async fn ping(&self) -> Result<()> {
+        on!(self, read, connection => connection.ping().await)
+    }
+
+    /// Connections that are open, and those of them that nobody uses.
+    pub fn connections(&self) -> (usize, usize) {
+        match &self.db {
+            Db::Postgres(pool) => pool.usage(),
+            Db::Sqlite { read, write } => {
+                let ((open, idle), (writers, idle_writers)) = (read.usage(), write.usage());
+                (open + writers, idle + idle_writers)
+            }
+        }
+    }
+
+    /// Closes every connection; methods called afterwards answer [`StoreError::Unavailable`].
+    pub fn close(&self) {
+        match &self.db {
+            Db::Postgres(pool) => pool.close(),
+            Db::Sqlite { read, write } => {
+                read.close();
+                write.close();
+            }
+        }
+    }
+}
+
+/// Runs `work` in a task of its own, so that it ends even if whoever waits for it goes away.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.map_err(|error| StoreError::Unexpected(error.into()))?
+}
+
+fn postgres_options(options: &PgConnectOptions) -> PgConnectOptions {
+    options
+        .clone()
+        .application_name("momail-api-keys")
+        .options([
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", STATEMENT_TIMEOUT),
+            ("idle_in_transaction_session_timeout", "5000"),
+            // sqlx cannot set keepalive on its sockets, so the server is asked to probe; our own side is covered by BOUND.
+            ("tcp_keepalives_idle", "30"),
+            ("tcp_keepalives_interval", "10"),
+            ("tcp_keepalives_count", "3"),
+        ])
+        .disable_statement_logging()
+}
+
+fn sqlite_options(options: &SqliteConnectOptions) -> SqliteConnectOptions {
+    options
+        .clone()
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Wal)
+        // With WAL, anything less than FULL may lose an acknowledged key when the power fails.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .disable_statement_logging()
+}
+
+/// SQLite gives its journal files the rights of the database file, so it is made with the right ones.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.write(true).create_new(true).open(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}

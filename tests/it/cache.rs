@@ -1,0 +1,84 @@
+//! Keys kept in memory under a lease: what the memory saves, and that a change still holds at once on every replica.
+
+use std::time::{Duration, Instant};
+
+use momail_api_keys::account::Plan;
+use serde_json::json;
+
+use crate::support::{Database, Options, TestApp, on_both_stores};
+
+on_both_stores!(
+    a_key_in_memory_is_not_read_again,
+    a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out,
+    an_operators_sql_is_heard_of_within_the_lease,
+);
+
+const KEYS: &str = "/v1/api-keys";
+
+async fn until_leased(app: &TestApp) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !app.app.auth.cache().unwrap().is_leased() {
+        assert!(Instant::now() < deadline, "no lease");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn replicas(database: &Database) -> [TestApp; 3] {
+    let replicas = [
+        TestApp::with(database, Options::cached()).await,
+        TestApp::with(database, Options::cached()).await,
+        TestApp::with(database, Options::cached()).await,
+    ];
+    for replica in &replicas {
+        until_leased(replica).await;
+    }
+    replicas
+}
+
+async fn a_key_in_memory_is_not_read_again(database: Database) {
+    let app = TestApp::with(&database, Options::cached()).await;
+    let key = app.key().await;
+    until_leased(&app).await;
+    for _ in 0..50 {
+        assert_eq!(app.get(KEYS, &key).await.status, 200);
+    }
+    let usage = app.app.auth.cache().unwrap().usage();
+    assert!(usage.keys == 1 && usage.hits >= 40 && usage.misses <= 10, "{usage:?}");
+}
+
+async fn a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out(database: Database) {
+    let replicas = replicas(&database).await;
+    let key = replicas[0].account(Plan::Enterprise).await.1;
+    for round in 0..30 {
+        let made = replicas[round % 3].create(&key, json!({ "name": "doomed" })).await;
+        let text = made["apiKey"].as_str().unwrap();
+        for replica in &replicas {
+            assert_eq!(replica.get(KEYS, text).await.status, 200);
+            assert_eq!(replica.get(KEYS, text).await.status, 200);
+        }
+        let path = format!("{KEYS}/{}", made["keyId"].as_str().unwrap());
+        assert_eq!(replicas[(round + 1) % 3].delete(&path, &key).await.status, 200);
+        for replica in &replicas {
+            assert_eq!(replica.get(KEYS, text).await.status, 401, "round {round}");
+        }
+    }
+}
+
+async fn an_operators_sql_is_heard_of_within_the_lease(database: Database) {
+    let replicas = replicas(&database).await;
+    for sql in ["update api_keys set revoked_at = created_at", "delete from key_secrets"] {
+        let key = replicas[0].key().await;
+        for replica in &replicas {
+            assert_eq!(replica.get(KEYS, &key).await.status, 200);
+        }
+        database.sql(sql).await;
+        for replica in &replicas {
+            // A request or two may still find the old state; after the lease none does.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while replica.get(KEYS, &key).await.status == 200 {
+                assert!(Instant::now() < deadline, "{sql} is never heard of");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}

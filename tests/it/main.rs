@@ -1,0 +1,32 @@
+//! All integration tests, in one binary: through the whole router, on both stores, or over a real socket.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+mod support;
+
+mod auth;
+mod browsers;
+mod cache;
+mod cli;
+mod cli_usage;
+mod clients;
+mod cors;
+mod durability;
+mod framing;
+mod gateways;
+mod keys;
+mod last_use;
+mod limits;
+mod memory;
+mod migrations;
+mod openapi;
+mod outages;
+mod parity;
+mod protocol;
+mod replicas;
+mod secrets;
+mod sessions;
+mod shutdown;
+mod slow_clients;
+mod tidy;
+mod upkeep;
+mod verify;

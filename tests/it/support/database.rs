@@ -1,0 +1,242 @@
+//! A database for each test, and a PostgreSQL server for tests that maltreat one.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use momail_api_keys::store::{Store, StoreUrl};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use super::setting;
+
+/// An empty database with the current schema. It goes when it is dropped, or with its server.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    directory: Option<TempDir>,
+}
+
+impl Database {
+    pub(crate) fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("momail.db").display());
+        Self { url, directory: Some(directory) }
+    }
+
+    /// Copied from a template that is migrated once: a NOTIFY reaches a whole database, so a schema each would not do.
+    pub(crate) async fn postgres() -> Self {
+        static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+        let template = TEMPLATE.get_or_init(async || {
+            let template = Self::empty_postgres().await;
+            template.open().migrate().await.unwrap();
+            template.url.rsplit_once('/').unwrap().1.to_owned()
+        });
+        let template = template.await;
+        Self::create(&format!(" template {template}")).await
+    }
+
+    /// A PostgreSQL database without any table.
+    pub(crate) async fn empty_postgres() -> Self {
+        Self::create("").await
+    }
+
+    async fn create(suffix: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let server = setting("TEST_DATABASE_URL");
+        let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let options: PgConnectOptions = server.parse().unwrap();
+        let mut connection = options.disable_statement_logging().connect().await.unwrap();
+        let create = format!("create database {name}{suffix}");
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
+        Self { url, directory: None }
+    }
+
+    pub(crate) fn is_postgres(&self) -> bool {
+        self.directory.is_none()
+    }
+
+    /// The SQLite file.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.as_ref().unwrap().path().join("momail.db")
+    }
+
+    /// A store of its own on this database, not migrated.
+    pub(crate) fn open(&self) -> Store {
+        let url: StoreUrl = self.url.parse().unwrap();
+        Store::open(&url, 10).unwrap()
+    }
+
+    /// Runs SQL as an operator would, in its own session.
+    pub(crate) async fn sql(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        if self.is_postgres() {
+            let mut connection = self.postgres_session().await;
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        } else {
+            let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+            let mut connection = options.connect().await.unwrap();
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        }
+    }
+
+    /// The one number that a query of the operator's yields.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
+        if self.is_postgres() {
+            query.fetch_one(&mut self.postgres_session().await).await.unwrap()
+        } else {
+            let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+            let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
+            query.fetch_one(&mut options.connect().await.unwrap()).await.unwrap()
+        }
+    }
+
+    pub(crate) async fn postgres_session(&self) -> PgConnection {
+        self.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap()
+    }
+}
+
+/// A PostgreSQL server of the test's own, to be frozen, killed and restarted.
+pub(crate) struct PrivatePostgres {
+    directory: TempDir,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl PrivatePostgres {
+    pub(crate) async fn start() -> Self {
+        // Not in $TMPDIR, which the server's user may not reach; and a socket's path must be short.
+        let directory = tempfile::Builder::new().prefix("momail-pg.").tempdir_in("/tmp").unwrap();
+        give_to_postgres(directory.path());
+        let data = directory.path().join("data");
+        let initdb = as_postgres("initdb")
+            .args(["--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8", "--locale", "C"])
+            .arg("--pgdata")
+            .arg(&data)
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(initdb.success(), "initdb failed");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut postgres = Self { directory, port, server: None };
+        postgres.run().await;
+        postgres
+    }
+
+    /// Starts the server, again after [`PrivatePostgres::stop`], on the same port, and waits until it answers.
+    pub(crate) async fn run(&mut self) {
+        let server = as_postgres("postgres")
+            .arg("-D")
+            .arg(self.directory.path().join("data"))
+            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100"])
+            .arg("-c")
+            .arg(format!("unix_socket_directories={}", self.directory.path().display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.server = Some(server);
+        let options: PgConnectOptions = self.url().parse().unwrap();
+        for _ in 0..300 {
+            if let Ok(connection) = options.connect().await {
+                connection.close().await.unwrap();
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("PostgreSQL does not answer");
+    }
+
+    /// Immediate shutdown, as after a crash: SIGQUIT.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            signal("QUIT", &[server.id()]);
+            server.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    pub(crate) fn database(&self) -> Database {
+        Database { url: self.url(), directory: None }
+    }
+
+    /// Stops the server and all its backends in the middle of whatever they do, without closing anything.
+    pub(crate) fn freeze(&self) {
+        signal("STOP", &self.processes());
+    }
+
+    pub(crate) fn thaw(&self) {
+        signal("CONT", &self.processes());
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let postmaster = self.server.as_ref().unwrap().id();
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+        let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+        std::iter::once(postmaster).chain(children).collect()
+    }
+}
+
+impl Drop for PrivatePostgres {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            self.thaw();
+            self.stop();
+        }
+    }
+}
+
+/// Sends a signal to processes that this test started.
+pub(crate) fn signal(name: &str, pids: &[u32]) {
+    // A backend may have ended meanwhile, so the outcome says nothing.
+    let _ = Command::new("kill")
+        .arg(format!("-{name}"))
+        .args(pids.iter().map(u32::to_string))
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// PostgreSQL refuses to run as root, so root runs it as its own user.
+fn as_postgres(program: &str) -> Command {
+    let mut command = Command::new(Path::new(&setting("TEST_POSTGRES_BIN")).join(program));
+    if let Some((uid, gid)) = postgres_user() {
+        command.uid(uid).gid(gid);
+    }
+    command.current_dir("/tmp");
+    command
+}
+
+fn give_to_postgres(directory: &Path) {
+    if let Some((uid, gid)) = postgres_user() {
+        std::os::unix::fs::chown(directory, Some(uid), Some(gid)).unwrap();
+    }
+}
+
+/// The user and group to change to; `None` if this process is not root.
+fn postgres_user() -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let line = users.lines().find(|line| line.starts_with("postgres:")).expect("there is a user postgres");
+    let mut fields = line.split(':').skip(2).map(|field| field.parse().unwrap());
+    Some((fields.next().unwrap(), fields.next().unwrap()))
+}

@@ -1,0 +1,55 @@
+//! What tests stand on: the router in memory over either store, and the program itself over sockets.
+
+mod app;
+mod browser;
+mod client;
+mod database;
+mod document;
+mod figures;
+mod gateway;
+mod load;
+mod nginx;
+mod operator;
+mod raw;
+mod relay;
+mod service;
+
+pub(crate) use self::app::{Options, TestApp};
+pub(crate) use self::browser::Site;
+pub(crate) use self::client::{Connection, Reply, json_request, raw_exchange, request};
+pub(crate) use self::database::{Database, PrivatePostgres};
+pub(crate) use self::gateway::{Gateway, Kind, Passage, Upstream};
+pub(crate) use self::load::{Load, Promises, accounts, unlimited};
+pub(crate) use self::nginx::{Nginx, own_address, own_socket};
+pub(crate) use self::operator::Ran;
+pub(crate) use self::raw::{RawAnswer, RawConnection};
+pub(crate) use self::relay::Relay;
+pub(crate) use self::service::Service;
+
+/// Makes of each function two tests: one on SQLite, one on PostgreSQL. Each is given a database of its own.
+///
+/// A function left off the list is never called, which the compiler reports.
+macro_rules! on_both_stores {
+    ($($test:ident),+ $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::support::Database::sqlite()).await;
+            })+
+        }
+
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::support::Database::postgres().await).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both_stores;
+
+/// An environment variable that `tests/run` sets. A missing one is an error: a skipped store is how stores drift apart.
+#[expect(clippy::disallowed_methods, reason = "settings of the tests, not of the service")]
+pub(crate) fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; run the tests with tests/run"))
+}
