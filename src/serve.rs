@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rand::rngs::SysRng;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -20,7 +19,7 @@ use crate::config::{Config, Server};
 use crate::http::{self, App, Parts};
 use crate::id::AccountId;
 use crate::key::{KeyName, NewKey};
-use crate::server::{Listener, Stop, Timeouts};
+use crate::server::{self, Listener, Stop, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 
@@ -48,7 +47,7 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let stop = Stop::default();
     let flush = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let addresses = listen(&config.server, &app, &stop, &mut tasks).await?;
+    let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
     tasks.spawn(prune(app.clone(), stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
@@ -111,24 +110,24 @@ fn build(config: &Config, store: Store, last_used: LastUsed, clock: Clock) -> Ap
 }
 
 /// Binds both addresses and begins to accept; says where.
-async fn listen(server: &Server, app: &App, stop: &Stop, tasks: &mut JoinSet<()>) -> anyhow::Result<String> {
+fn listen(settings: &Server, app: &App, stop: &Stop, tasks: &mut JoinSet<()>) -> anyhow::Result<String> {
     let timeouts =
-        Timeouts { header: server.header_timeout, keep_alive: server.keep_alive, write: server.write_timeout };
-    let bind = async |address, name| {
-        TcpListener::bind(address).await.with_context(|| format!("server.{name}: {address} cannot be listened on"))
+        Timeouts { header: settings.header_timeout, keep_alive: settings.keep_alive, write: settings.write_timeout };
+    let bind = |address, name| {
+        server::listen(address).with_context(|| format!("server.{name}: {address} cannot be listened on"))
     };
     let public = Listener {
-        socket: bind(server.public_addr, "public_addr").await?,
+        socket: bind(settings.public_addr, "public_addr")?,
         routes: http::public(app),
-        max_connections: server.max_connections,
+        max_connections: settings.max_connections,
         timeouts,
         app: app.clone(),
     };
     let internal = Listener {
-        socket: bind(server.internal_addr, "internal_addr").await?,
+        socket: bind(settings.internal_addr, "internal_addr")?,
         routes: http::internal(app),
         // A gateway that asks for every request may hold as many as clients would.
-        max_connections: server.max_connections.max(MIN_INTERNAL_CONNECTIONS),
+        max_connections: settings.max_connections.max(MIN_INTERNAL_CONNECTIONS),
         timeouts,
         app: app.clone(),
     };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -26,8 +26,18 @@ use crate::http::{App, Peer};
 /// How long to wait when the system has no descriptors left. Connections that end meanwhile free some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many connections the kernel holds for us at the most (tokio's choice, unless the system allows fewer).
-const LONGEST_QUEUE: usize = 1024;
+/// How many connections the kernel holds for us at the most, unless the system allows fewer. Of a burst beyond it, clients
+/// believe to be connected of whom we never hear; the usual 128 are soon reached.
+const LONGEST_QUEUE: u16 = 4_096;
+
+/// Binds an address, with room for a burst of connections.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of a process that has just ended shall not keep its successor away.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(LONGEST_QUEUE.into())
+}
 
 /// A bound address and what it serves.
 pub struct Listener {

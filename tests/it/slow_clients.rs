@@ -200,6 +200,18 @@ async fn connections_beyond_the_cap_wait_and_health_is_still_answered_inside() {
 }
 
 #[tokio::test]
+async fn a_burst_of_connections_finds_room_while_the_process_is_held_up() {
+    let service = service();
+    service.signal("STOP");
+    let burst = join_all((0..1_000).map(|_| RawConnection::open(&service.public)));
+    let burst = timeout(Duration::from_secs(10), burst).await;
+    service.signal("CONT");
+    let mut burst = burst.expect("the queue is too short: connections had to be tried again");
+    let closed = join_all(burst.iter_mut().map(RawConnection::closed_after)).await;
+    assert!(closed.iter().all(|took| *took < Duration::from_secs(1) + SLACK), "{:?}", closed.iter().max());
+}
+
+#[tokio::test]
 async fn accepting_goes_on_when_there_are_descriptors_again() {
     let service = Service::unlimited(&[("MOMAIL_SERVER__HEADER_TIMEOUT_MS", "600000")]);
     let key = service.first_key();
