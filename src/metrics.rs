@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::auth::CacheUse;
+use crate::limit::Counting;
 
 /// From a tenth of a millisecond to ten seconds, in seconds.
 const DURATION_BUCKETS: [f64; 14] =
@@ -34,6 +35,8 @@ struct Gauges {
     database_idle: Gauge,
     last_used_pending: Gauge,
     last_used_dropped: Counter<u64, AtomicU64>,
+    limits_shared: Gauge,
+    limits_degraded: Gauge,
     limiter_keys: Gauge,
     limiter_clients: Gauge,
     ready: Gauge,
@@ -50,6 +53,7 @@ pub struct Snapshot {
     pub database: (usize, usize),
     pub last_used_pending: usize,
     pub last_used_dropped: u64,
+    pub counting: Counting,
     pub limiter_keys: usize,
     pub limiter_clients: usize,
     pub ready: bool,
@@ -110,7 +114,9 @@ impl Metrics {
             ("database_connections", "Connections open to the database", &gauges.database_open),
             ("database_connections_idle", "Those in use by nobody", &gauges.database_idle),
             ("last_used_pending", "Secrets whose last use is in memory", &gauges.last_used_pending),
-            ("limiter_keys", "Keys whose usage is remembered", &gauges.limiter_keys),
+            ("limits_shared", "1 if limits are counted for all replicas together", &gauges.limits_shared),
+            ("limits_degraded", "1 if they should be, and Redis cannot be asked", &gauges.limits_degraded),
+            ("limiter_keys", "Keys whose usage is remembered here", &gauges.limiter_keys),
             ("limiter_clients", "Clients whose failed keys are remembered", &gauges.limiter_clients),
             ("cached_keys", "Keys in memory", &gauges.cached_keys),
             (
@@ -160,6 +166,8 @@ impl Metrics {
         gauge(&self.gauges.database_open, open);
         gauge(&self.gauges.database_idle, idle);
         gauge(&self.gauges.last_used_pending, now.last_used_pending);
+        gauge(&self.gauges.limits_shared, (now.counting == Counting::Together).into());
+        gauge(&self.gauges.limits_degraded, (now.counting == Counting::AloneForNow).into());
         gauge(&self.gauges.limiter_keys, now.limiter_keys);
         gauge(&self.gauges.limiter_clients, now.limiter_clients);
         gauge(&self.gauges.ready, now.ready.into());

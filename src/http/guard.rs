@@ -57,7 +57,7 @@ pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Deni
         Err(refusal) => return Admission::Refused(refusal.into_response()),
     };
     let plan = caller.plan();
-    match app.limiter.check(caller.key_id(), plan) {
+    match app.limiter.check(caller.key_id(), plan).await {
         Decision::Go(quota) => Admission::Go(caller, quota),
         Decision::Wait(quota, wait) => {
             app.metrics.limited(plan.as_str(), quota.window.as_str());

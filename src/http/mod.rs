@@ -39,7 +39,7 @@ use crate::access_log::AccessLog;
 use crate::account::Plans;
 use crate::auth::{Auth, Cache, CacheSettings, LastUsed};
 use crate::clock::Clock;
-use crate::limit::{FailedKeys, Limiter};
+use crate::limit::{FailedKeys, Limiter, RedisSettings};
 use crate::metrics::{Metrics, Snapshot};
 use crate::store::Store;
 
@@ -57,6 +57,8 @@ pub struct Parts {
     pub plans: Plans,
     /// Keys whose usage the limiter remembers at once.
     pub max_tracked_keys: usize,
+    /// The Redis that counts for all replicas; `None` if each counts for itself.
+    pub redis: Option<RedisSettings>,
     /// Keys that open nothing, for each client and minute; 0 is no limit.
     pub failed_per_minute: u32,
     pub allowed_origins: Vec<String>,
@@ -102,7 +104,7 @@ impl App {
         let Parts { store, last_used, clock, plans, .. } = parts;
         Self(Arc::new(Shared {
             auth: Auth::new(store.clone(), parts.cache, last_used.clone(), clock.clone()),
-            limiter: Limiter::new(&plans, parts.max_tracked_keys, clock.clone()),
+            limiter: Limiter::new(&plans, parts.max_tracked_keys, parts.redis, clock.clone()),
             failed_keys: FailedKeys::new(parts.failed_per_minute, &clock),
             policies: Policies::new(|plan| *plans.of(plan)),
             metrics: Metrics::new(),
@@ -126,6 +128,7 @@ impl App {
             database: self.store.connections(),
             last_used_pending: self.last_used.pending(),
             last_used_dropped: self.last_used.dropped(),
+            counting: self.limiter.counting(),
             limiter_keys: self.limiter.tracked(),
             limiter_clients: self.failed_keys.tracked(),
             ready: self.readiness.is_serving(),

@@ -10,7 +10,7 @@ use governor::middleware::{NoOpMiddleware, StateInformationMiddleware};
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 
-use super::{Quota, Window};
+use super::Quota;
 use crate::clock::Clock;
 
 /// A limit a minute, of which a whole burst may be used at once.
@@ -81,9 +81,6 @@ impl Minute {
     }
 
     fn quota(&self, remaining: u32) -> Quota {
-        let limit = self.limit.get();
-        let missing = limit.saturating_sub(remaining);
-        let reset_after = Duration::from_secs(Window::Minute.seconds().into()) * missing / limit;
-        Quota { window: Window::Minute, limit, remaining, reset_after }
+        Quota::of_minute(self.limit.get(), remaining)
     }
 }

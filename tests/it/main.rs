@@ -25,6 +25,7 @@ mod protocol;
 mod replicas;
 mod secrets;
 mod sessions;
+mod shared_limits;
 mod shutdown;
 mod slow_clients;
 mod tidy;

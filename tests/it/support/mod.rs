@@ -11,6 +11,7 @@ mod load;
 mod nginx;
 mod operator;
 mod raw;
+mod redis;
 mod relay;
 mod service;
 
@@ -23,6 +24,7 @@ pub(crate) use self::load::{Load, Promises, accounts, unlimited};
 pub(crate) use self::nginx::{Nginx, own_address, own_socket};
 pub(crate) use self::operator::Ran;
 pub(crate) use self::raw::{RawAnswer, RawConnection};
+pub(crate) use self::redis::PrivateRedis;
 pub(crate) use self::relay::Relay;
 pub(crate) use self::service::Service;
 
