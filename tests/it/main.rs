@@ -11,6 +11,7 @@ mod cli_usage;
 mod clients;
 mod cors;
 mod durability;
+
 mod framing;
 mod gateways;
 mod keys;
@@ -22,6 +23,7 @@ mod openapi;
 mod outages;
 mod parity;
 mod protocol;
+mod register;
 mod replicas;
 mod secrets;
 mod sessions;
