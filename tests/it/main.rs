@@ -12,6 +12,7 @@ mod clients;
 mod cors;
 mod durability;
 
+mod flaws;
 mod framing;
 mod gateways;
 mod keys;
