@@ -149,17 +149,18 @@ async fn without_redis_the_service_starts_counts_alone_and_shares_when_it_comes(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_that_stops_freezes_or_falls_silent_holds_nobody_up() {
+async fn redis_that_stops_freezes_falls_silent_or_is_slow_holds_nobody_up() {
     let mut redis = PrivateRedis::start().await;
     let relay = Relay::to(redis.port).await;
     let (service, key) = replica(&format!("redis://127.0.0.1:{}", relay.port)).await;
     let mut connection = Connection::open(&service.public).await.unwrap();
     let usual = times(&mut connection, &key, 100).await[50];
-    for (round, trouble) in ["stopped", "frozen", "silent"].into_iter().enumerate() {
+    for (round, trouble) in ["stopped", "frozen", "silent", "slow"].into_iter().enumerate() {
         match trouble {
             "stopped" => redis.stop(),
             "frozen" => redis.freeze(),
-            _ => relay.swallow(),
+            "silent" => relay.swallow(),
+            _ => relay.delay(Duration::from_millis(200), 1),
         }
         // Only those that find out wait, and not for long.
         let at_first = times(&mut connection, &key, 10).await;
