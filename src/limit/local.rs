@@ -36,7 +36,7 @@ struct Usage {
 #[derive(Clone, Copy, Default)]
 struct Count {
     /// Which window since the epoch; it never goes back, so that a clock set back gives nothing away.
-    index: i64,
+    index: u32,
     used: u32,
 }
 
@@ -94,7 +94,7 @@ impl Usage {
 }
 
 impl Count {
-    fn enter(&mut self, index: i64) {
+    fn enter(&mut self, index: u32) {
         if index > self.index {
             *self = Self { index, used: 0 };
         }

@@ -53,12 +53,13 @@ impl Window {
     }
 
     /// Which of these windows since the epoch `now` is in.
-    fn index(self, now: DateTime<Utc>) -> i64 {
-        now.timestamp().div_euclid(self.seconds().into())
+    fn index(self, now: DateTime<Utc>) -> u32 {
+        u32::try_from(now.timestamp() / i64::from(self.seconds())).unwrap_or_default()
     }
 
-    fn until_end(self, index: i64, now: DateTime<Utc>) -> Duration {
-        let end = DateTime::from_timestamp((index + 1) * i64::from(self.seconds()), 0).unwrap_or(now);
+    fn until_end(self, index: u32, now: DateTime<Utc>) -> Duration {
+        let end = (i64::from(index) + 1) * i64::from(self.seconds());
+        let end = DateTime::from_timestamp(end, 0).unwrap_or(now);
         (end - now).to_std().unwrap_or_default()
     }
 }
@@ -122,13 +123,13 @@ struct Counted {
     window: Window,
     limit: u32,
     /// Which of these windows since the epoch.
-    index: i64,
+    index: u32,
     used: u32,
 }
 
 impl Counted {
     /// A limit of 0 is no window.
-    fn new(window: Window, limit: u32, index: i64, used: u32) -> Option<Self> {
+    fn new(window: Window, limit: u32, index: u32, used: u32) -> Option<Self> {
         (limit > 0).then_some(Self { window, limit, index, used })
     }
 

@@ -73,7 +73,7 @@ struct Refusal {
 }
 
 /// What the script returns.
-type Judged = (bool, i64, i64, i64, u32, i64, u32);
+type Judged = (bool, i64, i64, u32, u32, u32, u32);
 
 impl Shared {
     pub(super) fn new(settings: RedisSettings, plans: Plans, max_keys: usize, clock: Clock) -> Self {
