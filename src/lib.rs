@@ -25,6 +25,7 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod digits;
 pub mod http;
 pub mod id;
 pub mod key;

@@ -107,7 +107,7 @@ impl App {
             limiter: Limiter::new(&plans, parts.max_tracked_keys, parts.redis, clock.clone()),
             failed_keys: FailedKeys::new(parts.failed_per_minute, &clock),
             policies: Policies::new(|plan| *plans.of(plan)),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&ROUTES),
             readiness: Readiness::default(),
             request_ids: RequestIds::new(),
             cors: Cors::new(&parts.allowed_origins),
@@ -138,8 +138,22 @@ impl App {
     }
 }
 
-/// Every path there is. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 6] = [keys::COLLECTION, keys::ITEM, ops::LIVEZ, ops::READYZ, ops::METRICS, openapi::DOCUMENT];
+/// Every path there is, and at last the label of all others. Metrics and logs know requests by these, never by what a client wrote.
+const ROUTES: [&str; 13] = [
+    verify::PATHS[0],
+    verify::PATHS[1],
+    verify::PATHS[2],
+    verify::PATHS[3],
+    verify::PATHS[4],
+    verify::PATHS[5],
+    keys::COLLECTION,
+    keys::ITEM,
+    ops::LIVEZ,
+    ops::READYZ,
+    ops::METRICS,
+    openapi::DOCUMENT,
+    "none",
+];
 
 /// What the public address serves.
 pub fn public(app: &App) -> Router {
