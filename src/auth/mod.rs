@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 pub use self::cache::{Cache, CacheSettings, CacheUse};
 pub use self::follower::Follower;
 pub use self::last_used::LastUsed;
-pub use self::settle::{MAX_LEASE, settle};
+pub use self::settle::{MAX_LEASE, Settler};
 use crate::account::Plan;
 use crate::clock::Clock;
 use crate::id::{AccountId, KeyId};
@@ -98,6 +98,7 @@ pub struct Auth {
     store: Store,
     /// `None` where every request asks the database.
     cache: Option<Arc<Cache>>,
+    settler: Settler,
     last_used: LastUsed,
     clock: Clock,
 }
@@ -105,7 +106,8 @@ pub struct Auth {
 impl Auth {
     pub fn new(store: Store, cache: Option<CacheSettings>, last_used: LastUsed, clock: Clock) -> Self {
         let cache = cache.map(|settings| Arc::new(Cache::new(settings, clock.clone())));
-        Self { store, cache, last_used, clock }
+        let settler = Settler::new(store.clone(), clock.clone());
+        Self { store, cache, settler, last_used, clock }
     }
 
     /// What keeps the cache true, if there is one. It must run for the cache to be believed at all.
@@ -123,7 +125,7 @@ impl Auth {
         if let Some(cache) = &self.cache {
             cache.changed.notify_one();
         }
-        settle(&self.store, &self.clock).await;
+        self.settler.settle().await;
     }
 
     async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {

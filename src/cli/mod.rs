@@ -14,12 +14,13 @@ use tokio::runtime::Runtime;
 
 use self::output::{complain, say, say_account, say_accounts, say_key, say_keys};
 use crate::account::{Account, Plan};
+use crate::auth::Settler;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::id::{AccountId, KeyId};
 use crate::key::{KeyName, Lifetime, NewKey};
 use crate::store::Store;
-use crate::{auth, http, serve, telemetry};
+use crate::{http, serve, telemetry};
 
 /// Issues, lists and revokes API keys, and says for every request who is calling and whether that key may go on.
 ///
@@ -226,7 +227,7 @@ impl Operator {
             AccountsCommand::SetPlan { account, plan } => {
                 let account = self.find(&account).await?;
                 self.store.set_plan(account.id, plan).await?;
-                auth::settle(&self.store, &self.clock).await;
+                self.settle().await;
                 Ok(say(&format!("{} is on plan {plan} now", account.id)))
             }
         }
@@ -259,13 +260,19 @@ impl Operator {
                     Some(owner) => self.store.revoke_key(owner, key, self.clock.now()).await?,
                     None => false,
                 };
+                // Also for a key that was revoked before: whoever did it may not have waited.
+                self.settle().await;
                 if !revoked {
                     bail!("there is no key {key}, or it is revoked already");
                 }
-                auth::settle(&self.store, &self.clock).await;
                 Ok(say(&format!("{key} is revoked")))
             }
         }
+    }
+
+    /// Waits until no replica can still believe what was true before a change.
+    async fn settle(&self) {
+        Settler::new(self.store.clone(), self.clock.clone()).settle().await;
     }
 
     async fn find(&self, account: &str) -> anyhow::Result<Account> {
