@@ -1,20 +1,16 @@
-//! The bare programs: axum answering constants, and axum with sqlx carrying out the service's statements, with nothing around
-//! them. No check of the key, no limit, no request id, no time limit, no metrics, no log.
+//! axum with sqlx carrying out the service's statements.
 //!
 //! The SQL texts are copies of those in `src/store/keys.rs`, and bodies are made with the service's own types, so that both
 //! sides ask the same of the database and answer the same JSON.
 
-use std::future::{Ready, ready};
-use std::io::{self, Read, Write};
 use std::str::FromStr;
 
 use anyhow::Context;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use axum::routing::{delete, get, post};
 use chrono::{DateTime, Utc};
 use momail_api_keys::account::Plan;
@@ -26,22 +22,15 @@ use momail_api_keys::secret::{Prefix, Secret};
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
-use sqlx::postgres::PgConnectOptions;
-use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use super::Bodies;
-use super::accounts::LIMIT;
 use super::pool::Pool;
-
-pub(crate) const HELLO: &str = "/hello";
-pub(crate) const CONSTANT_LIST: &str = "/constant/list";
-pub(crate) const CONSTANT_NOT_FOUND: &str = "/constant/not-found";
-/// Names the account where no statement finds it.
-pub(crate) const X_ACCOUNT: &str = "x-account";
+use super::{Failure, Success, X_ACCOUNT, answer, json};
+use crate::accounts::LIMIT;
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
+           (select n from change_counter)
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
@@ -69,56 +58,34 @@ const REVOKE: &str = "
     update api_keys set revoked_at = $3
     where account_id = $1 and id = $2 and revoked_at is null";
 
-/// Serves until standard input ends.
-pub(crate) fn serve(bodies: &Bodies) -> anyhow::Result<()> {
-    let options: PgConnectOptions = bodies.database.parse()?;
-    let (list, not_found) = (std::fs::read(&bodies.list)?, std::fs::read(&bodies.not_found)?);
-    tokio::runtime::Runtime::new()?.block_on(async {
-        let routes = Router::new()
-            .route(HELLO, get(async || "hello"))
-            .route(CONSTANT_LIST, get(constant(StatusCode::OK, list)))
-            .route(CONSTANT_NOT_FOUND, get(constant(StatusCode::NOT_FOUND, not_found)))
-            .merge(statements("/sqlx", Pool::usual(options.clone())))
-            .merge(statements("/without-test", Pool::without_test(options.clone())))
-            .merge(statements("/unasked", Pool::unasked(options)?));
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        writeln!(io::stdout(), "listening public=http://{}", listener.local_addr()?)?;
-        std::thread::spawn(|| {
-            let _ = io::stdin().read_to_end(&mut Vec::new());
-            std::process::exit(0);
-        });
-        axum::serve(listener, routes).await.context("the bare programs have ended")
-    })
-}
-
-fn constant(status: StatusCode, body: Vec<u8>) -> impl Fn() -> Ready<Response> + Clone + Send + Sync {
-    let body = Bytes::from(body);
-    move || ready(answer(status, Body::from(body.clone())))
-}
-
-fn statements(prefix: &str, pool: Pool) -> Router {
+pub(super) fn routes(prefix: &str, pool: Pool) -> Router {
     Router::new()
-        .route(&format!("{prefix}/authenticate"), get(authenticate))
+        .route(&format!("{prefix}/look-up"), get(look_up))
         .route(&format!("{prefix}/list"), get(list))
+        .route(&format!("{prefix}/look-up-and-list"), get(look_up_and_list))
         .route(&format!("{prefix}/insert"), post(insert))
-        .route(&format!("{prefix}/create"), post(create))
         .route(&format!("{prefix}/update/{{id}}"), delete(update))
-        .route(&format!("{prefix}/revoke/{{id}}"), delete(revoke))
         .with_state(pool)
 }
 
-/// One statement: the key's.
-async fn authenticate(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
+/// One statement, the key's, and an answer without a body.
+async fn look_up(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
     find_account(&pool, &headers).await?;
-    Ok(answer(StatusCode::NOT_FOUND, Body::from(NOT_FOUND)))
+    Ok(answer(StatusCode::OK, Body::empty()))
 }
 
-/// As long as the service's own.
-const NOT_FOUND: &str = r#"{"success":false,"error":{"code":"NOT_FOUND","message":"There is nothing here."}}"#;
+/// One statement: the list's.
+async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
+    show_keys(&pool, account_in(&headers)?, Plan::Pro).await
+}
 
 /// Two statements: the key's and the list's.
-async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
+async fn look_up_and_list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, Failure> {
     let (account_id, plan) = find_account(&pool, &headers).await?;
+    show_keys(&pool, account_id, plan).await
+}
+
+async fn show_keys(pool: &Pool, account_id: AccountId, plan: Plan) -> Result<Response, Failure> {
     let rows = sqlx::query(LIST).bind(account_id.0).fetch_all(&mut *pool.lease().await?).await?;
     let keys = rows.iter().map(|row| {
         let key = ApiKey {
@@ -138,18 +105,8 @@ async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, 
 
 /// One statement: the insert.
 async fn insert(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Result<Response, Failure> {
-    make_key(&pool, account_in(&headers)?, Plan::Pro, &body).await
-}
-
-/// Two statements: the key's and the insert.
-async fn create(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Result<Response, Failure> {
-    let (account_id, plan) = find_account(&pool, &headers).await?;
-    make_key(&pool, account_id, plan, &body).await
-}
-
-async fn make_key(pool: &Pool, account_id: AccountId, plan: Plan, body: &[u8]) -> Result<Response, Failure> {
-    let body: CreateKey<'_> = serde_json::from_slice(body)?;
-    let key = NewKey::new(account_id, KeyName::try_from(body.name)?, None, Clock::system().now());
+    let body: CreateKey<'_> = serde_json::from_slice(&body)?;
+    let key = NewKey::new(account_in(&headers)?, KeyName::try_from(body.name)?, None, Clock::system().now());
     let secret = Secret::generate(&mut SysRng)?;
     let (prefix, hash) = (secret.prefix(), secret.hash());
     sqlx::query(CREATE)
@@ -163,27 +120,18 @@ async fn make_key(pool: &Pool, account_id: AccountId, plan: Plan, body: &[u8]) -
         .bind(hash.as_bytes())
         .execute(&mut *pool.lease().await?)
         .await?;
-    let created = CreatedKey::new(&key, &secret, plan, Some(LIMIT));
+    let created = CreatedKey::new(&key, &secret, Plan::Pro, Some(LIMIT));
     json(StatusCode::CREATED, &Success { success: true, data: created, meta: Some(Warning { warning: SHOWN_ONCE }) })
 }
 
 /// One statement: the update.
 async fn update(State(pool): State<Pool>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
-    remove_key(&pool, account_in(&headers)?, &id).await
-}
-
-/// Two statements: the key's and the update.
-async fn revoke(State(pool): State<Pool>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
-    let (account_id, _) = find_account(&pool, &headers).await?;
-    remove_key(&pool, account_id, &id).await
-}
-
-async fn remove_key(pool: &Pool, account_id: AccountId, id: &str) -> Result<Response, Failure> {
-    let id = KeyId::parse(id).context("not an id")?;
+    let account_id = account_in(&headers)?;
+    let id = KeyId::parse(&id).context("not an id")?;
     let now = Clock::system().now();
     let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(&mut *pool.lease().await?).await?;
     if done.rows_affected() != 1 {
-        return Ok(answer(StatusCode::NOT_FOUND, Body::from(NOT_FOUND)));
+        return Ok(answer(StatusCode::NOT_FOUND, Body::empty()));
     }
     let data = Revoked { key_id: id.to_string(), revoked: true };
     json(StatusCode::OK, &Success { success: true, data, meta: None::<()> })
@@ -204,43 +152,9 @@ fn account_in(headers: &HeaderMap) -> Result<AccountId, Failure> {
     Ok(AccountId(account.parse()?))
 }
 
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Result<Response, Failure> {
-    Ok(answer(status, Body::from(serde_json::to_vec(body)?)))
-}
-
-fn answer(status: StatusCode, body: Body) -> Response {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-/// Any error: the load, which counts it, ends the benchmark with its text.
-struct Failure(anyhow::Error);
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self(error.into())
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("{:#}", self.0)).into_response()
-    }
-}
-
 #[derive(Deserialize)]
 struct CreateKey<'a> {
     name: &'a str,
-}
-
-#[derive(Serialize)]
-struct Success<D, M> {
-    success: bool,
-    data: D,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    meta: Option<M>,
 }
 
 #[derive(Serialize)]
