@@ -16,6 +16,7 @@ use super::{Plan, progress, requests};
 pub(crate) const AT_MOST_MILLIS: f64 = 1_050.0;
 /// Long enough for a few revocations that wait for a lease to end.
 const CUT_OFF_FOR: Duration = Duration::from_millis(4_200);
+const BRIEFLY: Duration = Duration::from_millis(1_500);
 /// A replica is on the list within this time after its start, unless something is wrong.
 const ATTEMPTS: u32 = 500;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -64,12 +65,17 @@ async fn revoke(world: &mut World<'_>, plan: Plan, replicas: usize, stopped: usi
     wait_for_replicas(world, replicas).await?;
     let (awake, asleep) = fleet.0.split_at(replicas - stopped);
     let addresses: Vec<_> = awake.iter().map(|process| process.public.clone()).collect();
-    let time = if stopped == 0 { plan.measured } else { CUT_OFF_FOR };
+    let time = match stopped {
+        0 => plan.measured,
+        _ if plan.quick => BRIEFLY,
+        _ => CUT_OFF_FOR,
+    };
     for process in asleep {
         process.signal("STOP")?;
     }
-    let one = send(world, time, addresses.clone(), 1).await?;
-    let many = send(world, time, addresses, CONNECTIONS).await?;
+    let warm_up = if stopped == 0 { plan.warm_up } else { Duration::ZERO };
+    let one = send(world, (warm_up, time), addresses.clone(), 1).await?;
+    let many = send(world, (warm_up, time), addresses, CONNECTIONS).await?;
     for process in asleep {
         process.signal("CONT")?;
     }
@@ -79,16 +85,16 @@ async fn revoke(world: &mut World<'_>, plan: Plan, replicas: usize, stopped: usi
 
 async fn send(
     world: &mut World<'_>,
-    time: Duration,
+    (warm_up, time): (Duration, Duration),
     addresses: Vec<String>,
     connections: usize,
 ) -> anyhow::Result<Answered> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a small positive number")]
-    let count = (time.as_secs_f64() * PER_SECOND) as usize;
+    let count = ((warm_up + time).as_secs_f64() * PER_SECOND) as usize;
     let writers = &world.on_postgres.writers;
     let requests = requests::revocations("/v1/api-keys", writers, &mut world.session, count).await?;
     let load = Arc::new(Load { addresses, requests, once: true, status: 200, connections });
-    let (answered, (), ()) = load.run(Duration::ZERO, time, || Ok(())).await.context("revoking")?;
+    let (answered, (), ()) = load.run(warm_up, time, || Ok(())).await.context("revoking")?;
     Ok(answered)
 }
 
