@@ -6,7 +6,17 @@ mod cache;
 mod follower;
 mod last_used;
 mod lease;
+#[cfg(test)]
+mod lease_tests;
+#[cfg(test)]
+mod lease_threads_tests;
 mod settle;
+
+/// What threads meet in. The lease is also tried with others in their place, which run threads in every order.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
 
 use std::sync::Arc;
 
