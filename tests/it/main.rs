@@ -26,6 +26,7 @@ mod parity;
 mod protocol;
 mod register;
 mod replicas;
+mod rolling;
 mod secrets;
 mod sessions;
 mod shared_limits;

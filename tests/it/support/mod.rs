@@ -19,7 +19,7 @@ mod service;
 
 pub(crate) use self::app::{Options, TestApp};
 pub(crate) use self::browser::Site;
-pub(crate) use self::client::{Connection, Reply, json_request, raw_exchange, request};
+pub(crate) use self::client::{Connection, KeptClient, Reply, json_request, raw_exchange, request};
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::database::{Database, PrivatePostgres};
 pub(crate) use self::gateway::{Gateway, Kind, Passage, Upstream};
