@@ -15,6 +15,7 @@ mod durability;
 mod flaws;
 mod framing;
 mod gateways;
+mod growth;
 mod keys;
 mod last_use;
 mod limits;

@@ -1,14 +1,9 @@
 //! Three replicas as real processes on one PostgreSQL database, each with a network of its own between them.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
-
 use sqlx::postgres::PgConnectOptions;
+use std::path::Path;
 
 use super::{Database, Relay, Service, unlimited};
-
-/// Long enough for a busy machine; nothing waits for it unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Cluster {
     pub(crate) replicas: [Service; 3],
@@ -29,7 +24,7 @@ impl Cluster {
         let cluster = Self { replicas, relays, key, database };
         for replica in &cluster.replicas {
             replica.wait_until_ready_is(200).await;
-            wait_until_leased(replica).await;
+            replica.wait_until_leased().await;
         }
         cluster
     }
@@ -38,13 +33,13 @@ impl Cluster {
     pub(crate) async fn replace(&mut self, n: usize) {
         self.replicas[n] = start_replica(Service::program(), &through(&self.relays[n], &self.database));
         self.replicas[n].wait_until_ready_is(200).await;
-        wait_until_leased(&self.replicas[n]).await;
+        self.replicas[n].wait_until_leased().await;
     }
 
     /// Waits until every replica believes its memory.
     pub(crate) async fn wait_until_leased(&self) {
         for replica in &self.replicas {
-            wait_until_leased(replica).await;
+            replica.wait_until_leased().await;
         }
     }
 }
@@ -65,12 +60,4 @@ fn start_replica(program: &Path, url: &str) -> Service {
     ];
     let settings = [&unlimited(url)[..], &lease].concat();
     Service::start_of(program, &settings)
-}
-
-async fn wait_until_leased(replica: &Service) {
-    let deadline = Instant::now() + PATIENCE;
-    while replica.metric("cache_lease_left_millis", &[]).await <= 0.0 {
-        assert!(Instant::now() < deadline, "no lease\n{}", replica.logs());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

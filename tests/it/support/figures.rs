@@ -30,6 +30,15 @@ impl Service {
         matching.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
+    /// Waits until it believes its memory.
+    pub(crate) async fn wait_until_leased(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric("cache_lease_left_millis", &[]).await <= 0.0 {
+            assert!(Instant::now() < deadline, "no lease\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Waits until a load balancer sends requests to this replica.
     pub(crate) async fn wait_until_it_is_asked(&self) {
         let deadline = Instant::now() + PATIENCE;
