@@ -1,7 +1,8 @@
 //! Three replicas as real processes on one PostgreSQL database, each with a network of its own between them.
 
-use sqlx::postgres::PgConnectOptions;
 use std::path::Path;
+
+use sqlx::postgres::PgConnectOptions;
 
 use super::{Database, Relay, Service, unlimited};
 
