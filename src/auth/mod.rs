@@ -131,11 +131,14 @@ impl Auth {
     }
 
     /// Waits, after a change has been committed, until no replica can still answer from before it.
-    pub async fn settle(&self) {
+    ///
+    /// # Errors
+    /// If nobody can say that they do not; the change is made all the same.
+    pub async fn settle(&self) -> Result<(), StoreError> {
         if let Some(cache) = &self.cache {
             cache.changed.notify_one();
         }
-        self.settler.settle().await;
+        self.settler.settle().await
     }
 
     async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {

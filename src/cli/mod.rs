@@ -227,7 +227,7 @@ impl Operator {
             AccountsCommand::SetPlan { account, plan } => {
                 let account = self.find(&account).await?;
                 self.store.set_plan(account.id, plan).await?;
-                self.settle().await;
+                self.settle().await?;
                 Ok(say(&format!("{} is on plan {plan} now", account.id)))
             }
         }
@@ -261,7 +261,7 @@ impl Operator {
                     None => false,
                 };
                 // Also for a key that was revoked before: whoever did it may not have waited.
-                self.settle().await;
+                self.settle().await?;
                 if !revoked {
                     bail!("there is no key {key}, or it is revoked already");
                 }
@@ -271,8 +271,9 @@ impl Operator {
     }
 
     /// Waits until no replica can still believe what was true before a change.
-    async fn settle(&self) {
-        Settler::new(self.store.clone(), self.clock.clone()).settle().await;
+    async fn settle(&self) -> anyhow::Result<()> {
+        let settled = Settler::new(self.store.clone(), self.clock.clone()).settle().await;
+        settled.context("it is done, but replicas may not have heard of it; they have in ten seconds at the latest")
     }
 
     async fn find(&self, account: &str) -> anyhow::Result<Account> {
