@@ -7,6 +7,7 @@
 use std::future::{Ready, ready};
 use std::io::{self, Read, Write};
 use std::str::FromStr;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::Context;
 use axum::Router;
@@ -19,9 +20,10 @@ use axum::routing::{delete, get, post};
 use chrono::{DateTime, Utc};
 use momail_api_keys::account::Plan;
 use momail_api_keys::clock::Clock;
-use momail_api_keys::http::{CreatedKey, Key, SHOWN_ONCE};
+use momail_api_keys::http::{SHOWN_ONCE, View};
 use momail_api_keys::id::{AccountId, KeyId};
 use momail_api_keys::key::{ApiKey, KeyName, NewKey};
+use momail_api_keys::permission::{Catalogue, Permissions};
 use momail_api_keys::secret::{Prefix, Secret};
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
@@ -41,14 +43,14 @@ pub(crate) const CONSTANT_NOT_FOUND: &str = "/constant/not-found";
 pub(crate) const X_ACCOUNT: &str = "x-account";
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at, k.permissions
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
 
 const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions
     from api_keys k
     join key_secrets s on s.key_id = k.id and s.retires_at is null
     where k.account_id = $1 and k.revoked_at is null
@@ -58,12 +60,12 @@ const CREATE: &str = "
     with account as (
         select id from accounts where id = $2 and live_keys < $6 for no key update
     ), key as (
-        insert into api_keys (id, account_id, name, created_at, expires_at)
-        select $1, id, $3, $4, $5 from account
+        insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
+        select $1, id, $3, $4, $5, $7 from account
         returning id
     )
     insert into key_secrets (prefix, key_id, hash, created_at)
-    select $7, id, $8, $4 from key";
+    select $8, id, $9, $4 from key";
 
 const REVOKE: &str = "
     update api_keys set revoked_at = $3
@@ -128,8 +130,9 @@ async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, 
             created_at: row.try_get(3)?,
             expires_at: row.try_get(4)?,
             last_used_at: row.try_get(5)?,
+            permissions: CATALOGUE.from_stored(row.try_get(6)?),
         };
-        Ok(Key::new(key, plan, Some(LIMIT)))
+        Ok(view(plan).key(key))
     });
     let keys = keys.collect::<Result<Vec<_>, Failure>>()?;
     let total = Total { total: keys.len() };
@@ -147,9 +150,17 @@ async fn create(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Re
     make_key(&pool, account_id, plan, &body).await
 }
 
+static CATALOGUE: LazyLock<Arc<Catalogue>> =
+    LazyLock::new(|| Arc::new(Catalogue::new(Vec::new()).expect("this service's own permissions are a catalogue")));
+
+fn view(plan: Plan) -> View<'static> {
+    View { plan, rate_limit: Some(LIMIT), catalogue: &CATALOGUE }
+}
+
 async fn make_key(pool: &Pool, account_id: AccountId, plan: Plan, body: &[u8]) -> Result<Response, Failure> {
     let body: CreateKey<'_> = serde_json::from_slice(body)?;
-    let key = NewKey::new(account_id, KeyName::try_from(body.name)?, None, Clock::system().now());
+    let key =
+        NewKey::new(account_id, KeyName::try_from(body.name)?, Permissions::EVERYTHING, None, Clock::system().now());
     let secret = Secret::generate(&mut SysRng)?;
     let (prefix, hash) = (secret.prefix(), secret.hash());
     sqlx::query(CREATE)
@@ -159,11 +170,12 @@ async fn make_key(pool: &Pool, account_id: AccountId, plan: Plan, body: &[u8]) -
         .bind(key.created_at)
         .bind(key.expires_at)
         .bind(i64::from(LIMIT))
+        .bind(CATALOGUE.to_stored(key.permissions))
         .bind(prefix.as_str())
         .bind(hash.as_bytes())
         .execute(&mut *pool.lease().await?)
         .await?;
-    let created = CreatedKey::new(&key, &secret, plan, Some(LIMIT));
+    let created = view(plan).created(&key, &secret);
     json(StatusCode::CREATED, &Success { success: true, data: created, meta: Some(Warning { warning: SHOWN_ONCE }) })
 }
 
@@ -195,6 +207,7 @@ async fn find_account(pool: &Pool, headers: &HeaderMap) -> Result<(AccountId, Pl
     let row = sqlx::query(FIND_CREDENTIAL).bind(prefix).fetch_one(&mut *pool.lease().await?).await?;
     let _hash: &[u8] = row.try_get(0)?;
     let _key_id: Uuid = row.try_get(1)?;
+    let _permissions = CATALOGUE.from_stored(row.try_get(7)?);
     let _times: [Option<DateTime<Utc>>; 3] = [row.try_get(4)?, row.try_get(5)?, row.try_get(6)?];
     Ok((AccountId(row.try_get(2)?), Plan::from_str(row.try_get(3)?)?))
 }

@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::account::Plan;
 use crate::id::{AccountId, KeyId};
+use crate::permission::Permissions;
 use crate::secret::{self, Prefix, SecretHash};
 
 /// A key as its account's list shows it.
@@ -14,6 +15,7 @@ pub struct ApiKey {
     pub prefix: Prefix,
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
+    pub permissions: Permissions,
     pub last_used_at: Option<DateTime<Utc>>,
 }
 
@@ -23,14 +25,21 @@ pub struct NewKey {
     pub id: KeyId,
     pub account_id: AccountId,
     pub name: KeyName,
+    pub permissions: Permissions,
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl NewKey {
-    pub fn new(account_id: AccountId, name: KeyName, lifetime: Option<Lifetime>, now: DateTime<Utc>) -> Self {
+    pub fn new(
+        account_id: AccountId,
+        name: KeyName,
+        permissions: Permissions,
+        lifetime: Option<Lifetime>,
+        now: DateTime<Utc>,
+    ) -> Self {
         let expires_at = lifetime.map(|lifetime| lifetime.end(now));
-        Self { id: KeyId::new(), account_id, name, created_at: now, expires_at }
+        Self { id: KeyId::new(), account_id, name, permissions, created_at: now, expires_at }
     }
 }
 
@@ -42,6 +51,7 @@ pub struct Credential {
     pub key_id: KeyId,
     pub account_id: AccountId,
     pub plan: Plan,
+    pub permissions: Permissions,
     pub expires_at: Option<DateTime<Utc>>,
     pub revoked: bool,
     pub never_used: bool,
@@ -187,6 +197,7 @@ mod tests {
             key_id: KeyId::new(),
             account_id: AccountId::new(),
             plan: Plan::Free,
+            permissions: Permissions::EVERYTHING,
             expires_at: Some(now),
             revoked: false,
             never_used: true,

@@ -19,6 +19,7 @@ use crate::config::{Config, Server};
 use crate::http::{self, App, Parts};
 use crate::id::AccountId;
 use crate::key::{KeyName, NewKey};
+use crate::permission::Permissions;
 use crate::server::{self, Listener, Stop, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
@@ -38,7 +39,7 @@ const PRUNE_EVERY: Duration = Duration::from_mins(1);
 pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("no signals can be received")?;
     let clock = Clock::system();
-    let store = Store::open(&config.store.url, config.store.max_connections)
+    let store = Store::open(&config.store.url, config.store.max_connections, Arc::clone(&config.catalogue))
         .with_context(|| format!("the database file {} cannot be made", config.store.url))?;
     let last_used = LastUsed::default();
     let app = build(&config, store.clone(), last_used.clone(), clock.clone());
@@ -207,7 +208,7 @@ async fn make_first_key(store: &Store, clock: &Clock, announce: fn(&str)) -> any
     let account =
         Account { id: AccountId::new(), name: "default".to_owned(), plan: Plan::Pro, live_keys: 0, created_at: now };
     let name = KeyName::try_from("first key").expect("the name is a good one");
-    let key = NewKey::new(account.id, name, None, now);
+    let key = NewKey::new(account.id, name, Permissions::EVERYTHING, None, now);
     if let Some(created) = store.create_first_account(account, key, &mut SysRng).await? {
         announce(&format!("first key: {}", created.secret.expose()));
     }

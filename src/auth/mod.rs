@@ -20,6 +20,7 @@ use crate::account::Plan;
 use crate::clock::Clock;
 use crate::id::{AccountId, KeyId};
 use crate::key::{Credential, Standing};
+use crate::permission::Permissions;
 use crate::secret::{Malformed, Prefix, Secret};
 use crate::store::{Store, StoreError};
 
@@ -42,6 +43,11 @@ impl Caller {
 
     pub fn prefix(&self) -> Prefix {
         self.0.prefix
+    }
+
+    /// What the key may do.
+    pub fn permissions(&self) -> Permissions {
+        self.0.permissions
     }
 }
 

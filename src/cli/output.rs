@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::account::Account;
-use crate::http::{CreatedKey, Key, SHOWN_ONCE, timestamp};
+use crate::http::{CreatedKey, Key, SHOWN_ONCE, View, timestamp};
 use crate::store::CreatedAccount;
 
 #[derive(Serialize)]
@@ -76,10 +76,10 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("our own types have text as the names of their members")
 }
 
-pub(super) fn say_account(created: &CreatedAccount, rate_limit: Option<u32>, as_json: bool) -> ExitCode {
+pub(super) fn say_account(created: &CreatedAccount, view: &View<'_>, as_json: bool) -> ExitCode {
     let CreatedAccount { account, key, secret } = created;
     if as_json {
-        let key = CreatedKey::new(key, secret, account.plan, rate_limit);
+        let key = view.created(key, secret);
         let (account_id, plan) = (account.id.to_string(), account.plan.as_str());
         return say_json_once(&AccountWithKey { account_id, plan, key });
     }

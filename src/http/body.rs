@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::App;
 use super::error::{ApiError, Fields};
+use crate::permission::{Catalogue, Permissions, UnknownPermission};
 use crate::secret;
 
 /// No request of ours needs more.
@@ -52,6 +53,22 @@ impl Members {
             }
             _ => self.refuse(name, "must be a whole number or null"),
         }
+    }
+
+    /// A list of permissions that may be absent or `null`.
+    pub(crate) fn optional_permissions(&mut self, name: &str, catalogue: &Catalogue) -> Option<Permissions> {
+        let value = self.take(name)?;
+        let names = match &value {
+            Value::Null => return None,
+            Value::Array(items) => items.iter().map(Value::as_str).collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let Some(names) = names else { return self.refuse(name, "must be a list of permissions or null") };
+        let set = catalogue.parse(names).map_err(|UnknownPermission(unknown)| {
+            let known: Vec<_> = catalogue.names(Permissions::EVERYTHING).collect();
+            format!("there is no {}; there are {}", shown(unknown), known.join(", "))
+        });
+        self.accept(name, set)
     }
 
     /// Refuses all that was wrong, and whatever nobody took.
@@ -149,10 +166,10 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
-/// A member's name as an answer may repeat it.
+/// A name as an answer may repeat it.
 fn shown(name: String) -> String {
     const LONGEST: usize = 100;
-    if name.len() > LONGEST || secret::appears_in(name.as_bytes()) { "(a member)".to_owned() } else { name }
+    if name.len() > LONGEST || secret::appears_in(name.as_bytes()) { "(a name)".to_owned() } else { name }
 }
 
 /// More than any object of ours has; it bounds the search for names that are there twice.

@@ -25,6 +25,10 @@ pub enum ApiError {
     Invalid(Fields),
     Unauthorized,
     Expired(DateTime<Utc>),
+    /// The key lacks these permissions.
+    NotPermitted {
+        missing: Vec<String>,
+    },
     /// The plan's number of keys is reached.
     TooManyKeys {
         limit: u32,
@@ -110,6 +114,10 @@ impl ApiError {
             Self::Expired(since) => {
                 let message = format!("The API key expired at {}.", wire::timestamp(*since));
                 (S::UNAUTHORIZED, Code::Unauthorized, message, None)
+            }
+            Self::NotPermitted { missing } => {
+                let message = format!("The key is not permitted to do this: it lacks {}.", missing.join(", "));
+                (S::FORBIDDEN, Code::Forbidden, message, Some(json!({ "reason": "permission", "missing": missing })))
             }
             Self::TooManyKeys { limit } => {
                 let message = format!("The plan allows {limit} keys, and the account has them all. Delete one first.");

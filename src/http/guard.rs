@@ -13,6 +13,7 @@ use super::error::ApiError;
 use crate::account::{Allowance, Plan};
 use crate::auth::{AuthError, Caller, Denial};
 use crate::limit::{Decision, Quota, Window};
+use crate::permission::Permissions;
 use crate::secret::{self, Prefix};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -33,15 +34,21 @@ pub(super) enum Admission {
     Refused(Response),
 }
 
-/// Lets a request through with its [`Caller`], or refuses it before a byte of its body is read.
-pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Lets a request through with its [`Caller`], if the key is permitted what is needed, or refuses it before a byte of its body
+/// is read.
+pub(super) async fn guard(State((app, needed)): State<(App, Permissions)>, request: Request, next: Next) -> Response {
     let (mut head, body) = request.into_parts();
     let (caller, quota) = match admit(&app, &head, presented(&head)).await {
         Admission::Go(caller, quota) => (caller, quota),
         Admission::Refused(refusal) => return refusal,
     };
-    head.extensions.insert(caller.clone());
-    let mut response = next.run(Request::from_parts(head, body)).await;
+    let mut response = match app.permit(&caller, needed) {
+        Ok(()) => {
+            head.extensions.insert(caller.clone());
+            next.run(Request::from_parts(head, body)).await
+        }
+        Err(refusal) => refusal.into_response(),
+    };
     mark(&app, &caller, quota, &mut response);
     response
 }

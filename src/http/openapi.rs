@@ -20,7 +20,8 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{Modify, OpenApi};
 
 use super::error::Refusal;
-use super::{App, keys, ops};
+use super::{App, endpoints, keys, ops};
+use crate::permission::{Catalogue, Permissions};
 
 pub(super) const DOCUMENT: &str = "/openapi.json";
 
@@ -92,8 +93,9 @@ const BEHIND_A_KEY: [Answer; 6] = [
     ("500", "A failure of ours; the cause is in the log under the request's id", &[]),
     ("503", "A dependency is away", &["Retry-After"]),
 ];
-const WITH_A_BODY: [Answer; 4] = [
-    ("403", "The plan's number of keys is reached; `details` says which", &[]),
+const WITH_A_PERMISSION: [Answer; 1] =
+    [("403", "A permission is missing, or the plan's number of keys is reached; `details` says which", &[])];
+const WITH_A_BODY: [Answer; 3] = [
     ("408", "The body took too long to arrive", &[]),
     ("413", "The body is larger than 64 KiB", &[]),
     ("415", "The body is not sent as application/json", &[]),
@@ -117,22 +119,36 @@ impl Modify for CommonAnswers {
             body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
         }
         for (path, item) in &mut document.paths.paths {
-            for operation in operations(item) {
-                complete(path, operation);
+            for (method, operation) in operations(item) {
+                complete(method, path, operation);
             }
         }
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let PathItem { get, post, delete, patch, .. } = item;
+    let all = [("GET", get), ("POST", post), ("DELETE", delete), ("PATCH", patch)];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-fn complete(path: &str, operation: &mut Operation) {
-    let is_behind_a_key = path.starts_with("/v1/");
+/// What a key must be permitted for an operation; `None` if it needs no key.
+fn needs(method: &str, path: &str) -> Option<Permissions> {
+    let endpoint = endpoints().into_iter().find(|endpoint| endpoint.method == method && endpoint.path == path);
+    endpoint.map(|endpoint| endpoint.needs)
+}
+
+fn complete(method: &str, path: &str, operation: &mut Operation) {
+    let needs = needs(method, path);
+    let is_behind_a_key = needs.is_some();
     let mut answers: Vec<Answer> = Vec::new();
-    if is_behind_a_key {
+    if let Some(needs) = needs {
         answers.extend(BEHIND_A_KEY);
+        let own = Catalogue::new(Vec::new()).expect("this service's own permissions are a catalogue");
+        if let Some(name) = own.names(needs).next() {
+            answers.extend(WITH_A_PERMISSION);
+            operation.description = Some(format!("Needs the permission `{name}`."));
+        }
         let none: [&str; 0] = [];
         operation.security =
             Some(vec![SecurityRequirement::new("ApiKey", none), SecurityRequirement::new("Bearer", none)]);

@@ -19,14 +19,14 @@ const MAX_DRAWS: u32 = 8;
 
 const FIND_CREDENTIAL: &str = "
     select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
-           (select n from change_counter)
+           (select n from change_counter), k.permissions
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
 
 const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions
     from api_keys k
     join key_secrets s on s.key_id = k.id and s.retires_at is null
     where k.account_id = $1 and k.revoked_at is null
@@ -44,17 +44,17 @@ const CREATE_ON_POSTGRES: &str = "
     with account as (
         select id from accounts where id = $2 and live_keys < $6 for no key update
     ), key as (
-        insert into api_keys (id, account_id, name, created_at, expires_at)
-        select $1, id, $3, $4, $5 from account
+        insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
+        select $1, id, $3, $4, $5, $7 from account
         returning id
     )
     insert into key_secrets (prefix, key_id, hash, created_at)
-    select $7, id, $8, $4 from key";
+    select $8, id, $9, $4 from key";
 
 /// SQLite takes no `insert` inside `with`; its one writer needs no lock on the account.
 const CREATE_ON_SQLITE: [&str; 2] = [
-    "insert into api_keys (id, account_id, name, created_at, expires_at)
-     select $1, id, $3, $4, $5 from accounts where id = $2 and live_keys < $6",
+    "insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
+     select $1, id, $3, $4, $5, $7 from accounts where id = $2 and live_keys < $6",
     "insert into key_secrets (prefix, key_id, hash, created_at) values ($1, $2, $3, $4)",
 ];
 
@@ -88,6 +88,7 @@ impl Store {
                 revoked: row.try_get::<Option<DateTime<Utc>>, _>(5)?.is_some(),
                 never_used: row.try_get::<Option<DateTime<Utc>>, _>(6)?.is_none(),
                 as_of: row.try_get(7)?,
+                permissions: self.catalogue.from_stored(row.try_get(8)?),
             })).transpose()
         })
     }
@@ -103,6 +104,7 @@ impl Store {
                 created_at: row.try_get(3)?,
                 expires_at: row.try_get(4)?,
                 last_used_at: row.try_get(5)?,
+                permissions: self.catalogue.from_stored(row.try_get(6)?),
             })).collect()
         })
     }
@@ -117,13 +119,24 @@ impl Store {
     {
         for _ in 0..MAX_DRAWS {
             let secret = Secret::generate(rng)?;
-            match self.insert_key(NewRow::new(key, &secret, max_keys)).await {
+            match self.insert_key(self.new_row(key, &secret, max_keys)).await {
                 Err(StoreError::Taken) => tracing::info!("a new key's prefix was taken; drawing again"),
                 Ok(inserted) => return Ok(inserted.then_some(secret)),
                 Err(error) => return Err(error),
             }
         }
         Err(StoreError::Taken)
+    }
+
+    pub(super) fn new_row(&self, key: &NewKey, secret: &Secret, max_keys: u32) -> NewRow {
+        let permissions = self.catalogue.to_stored(key.permissions);
+        NewRow {
+            key: key.clone(),
+            permissions,
+            prefix: secret.prefix(),
+            hash: secret.hash(),
+            max_keys: max_keys.into(),
+        }
     }
 
     async fn insert_key(&self, row: NewRow) -> Result<bool> {
@@ -181,16 +194,13 @@ impl Store {
 /// What is stored of a new key; the secret's text stays behind.
 pub(super) struct NewRow {
     key: NewKey,
+    permissions: Option<String>,
     prefix: Prefix,
     hash: SecretHash,
     max_keys: i64,
 }
 
 impl NewRow {
-    pub(super) fn new(key: &NewKey, secret: &Secret, max_keys: u32) -> Self {
-        Self { key: key.clone(), prefix: secret.prefix(), hash: secret.hash(), max_keys: max_keys.into() }
-    }
-
     /// `false` if the account is full.
     pub(super) async fn insert_into_postgres(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let done = sqlx::query(CREATE_ON_POSTGRES)
@@ -200,6 +210,7 @@ impl NewRow {
             .bind(self.key.created_at)
             .bind(self.key.expires_at)
             .bind(self.max_keys)
+            .bind(self.permissions.as_deref())
             .bind(self.prefix.as_str())
             .bind(self.hash.as_bytes())
             .execute(connection)
@@ -217,6 +228,7 @@ impl NewRow {
             .bind(self.key.created_at)
             .bind(self.key.expires_at)
             .bind(self.max_keys)
+            .bind(self.permissions.as_deref())
             .execute(&mut *tx)
             .await?;
         if done.rows_affected() == 0 {

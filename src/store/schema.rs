@@ -24,8 +24,8 @@ macro_rules! migrations {
     };
 }
 
-const POSTGRES: Migrations = migrations!("postgres": (1, "accounts_and_keys"), (2, "change_feed"));
-const SQLITE: Migrations = migrations!("sqlite": (1, "accounts_and_keys"), (2, "change_feed"));
+const POSTGRES: Migrations = migrations!("postgres": (1, "accounts_and_keys"), (2, "change_feed"), (3, "permissions"));
+const SQLITE: Migrations = migrations!("sqlite": (1, "accounts_and_keys"), (2, "change_feed"), (3, "permissions"));
 
 /// Where sqlx notes what it has applied.
 const TABLE: &str = "_sqlx_migrations";

@@ -10,6 +10,7 @@ on_both_stores!(
     accounts_are_listed_for_people_and_for_scripts,
     an_account_is_found_by_its_id_or_by_a_name_that_is_its_own,
     keys_are_made_listed_and_revoked,
+    a_key_is_made_with_the_permissions_it_is_given,
     a_plan_that_is_full_takes_no_more_keys,
     nothing_there_is_said_in_words_and_in_json,
     a_migration_says_what_it_did_and_has_nothing_to_do_twice,
@@ -36,7 +37,8 @@ fn text(value: &Value) -> &str {
 
 /// The data of POST, member by member as the page orders them.
 fn key_text(key: &Value) -> String {
-    let members = ["keyId", "name", "apiKey", "keyPrefix", "plan", "rateLimit", "expirationTs", "createdAt"];
+    let members =
+        ["keyId", "name", "apiKey", "keyPrefix", "plan", "rateLimit", "expirationTs", "createdAt", "permissions"];
     let members = members.map(|member| format!("\"{member}\":{}", key[member]));
     format!("{{{}}}", members.join(","))
 }
@@ -138,7 +140,8 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let listed: Value = serde_json::from_str(&out).unwrap();
     let names: Vec<_> = listed.as_array().unwrap().iter().map(|key| text(&key["name"])).collect();
     assert_eq!(names, ["by hand", "till", "first key"], "newest first");
-    let members = ["keyId", "name", "keyPrefix", "plan", "rateLimit", "lastUsed", "createdAt", "expirationTs"];
+    let members =
+        ["keyId", "name", "keyPrefix", "plan", "rateLimit", "lastUsed", "createdAt", "expirationTs", "permissions"];
     let keys = listed.as_array().unwrap().iter().map(|key| {
         let members = members.map(|member| format!("\"{member}\":{}", key[member]));
         format!("{{{}}}", members.join(","))
@@ -165,6 +168,24 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let listed = database.operate(&["keys", "list", "--account", "shop", "--json"]).json();
     assert_eq!(listed.as_array().unwrap().len(), 1);
     assert_eq!(listed[0]["name"], "by hand");
+}
+
+async fn a_key_is_made_with_the_permissions_it_is_given(database: Database) {
+    account(&database, "shop");
+    let create = |permissions: &str| {
+        let arguments =
+            ["keys", "create", "--account", "shop", "--name", "till", "--json", "--permissions", permissions];
+        database.operate(&arguments)
+    };
+    let till = create("emails:read,domains:write").json();
+    assert_eq!(till["permissions"], json!(["domains:write", "emails:read"]));
+    let known = "api-keys:read, api-keys:write, domains:read, domains:write, mailboxes:read, mailboxes:write, \
+                 emails:read, emails:write, search:read, search:write, webhooks:read, webhooks:write, billing:read, \
+                 billing:write";
+    let complaint = format!("error: there is no permission `emails:send`; there are {known}\n");
+    assert_eq!(create("domains:read,emails:send").failed(), complaint);
+    let listed = database.operate(&["keys", "list", "--account", "shop", "--json"]).json();
+    assert_eq!((&listed[0]["permissions"], listed.as_array().unwrap().len()), (&till["permissions"], 2));
 }
 
 async fn a_plan_that_is_full_takes_no_more_keys(database: Database) {

@@ -21,6 +21,7 @@ mod migrations;
 mod openapi;
 mod outages;
 mod parity;
+mod permissions;
 mod protocol;
 mod replicas;
 mod secrets;

@@ -15,6 +15,7 @@ use momail_api_keys::clock::Clock;
 use momail_api_keys::http::{self, App, Parts, Peer};
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
+use momail_api_keys::permission::Permissions;
 use momail_api_keys::store::Store;
 use rand::rngs::SysRng;
 use serde_json::Value;
@@ -147,7 +148,8 @@ impl TestApp {
     pub(crate) async fn account(&self, plan: Plan) -> (AccountId, String) {
         let now = self.clock.now();
         let account = Account { id: AccountId::new(), name: "test".to_owned(), plan, live_keys: 0, created_at: now };
-        let key = NewKey::new(account.id, KeyName::try_from("first key").unwrap(), None, now);
+        let first = KeyName::try_from("first key").unwrap();
+        let key = NewKey::new(account.id, first, Permissions::EVERYTHING, None, now);
         let created = self.store.create_account(account, key, &mut SysRng).await.unwrap();
         (created.account.id, created.secret.expose().to_owned())
     }

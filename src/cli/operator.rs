@@ -1,0 +1,129 @@
+//! What the operator's commands do.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use rand::rngs::SysRng;
+
+use super::args::{AccountsCommand, KeysCommand};
+use super::open;
+use super::output::{say, say_account, say_accounts, say_key, say_keys};
+use crate::account::{Account, Plan};
+use crate::auth;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::http::View;
+use crate::id::{AccountId, KeyId};
+use crate::key::NewKey;
+use crate::permission::{Permissions, UnknownPermission};
+use crate::store::Store;
+
+/// Whoever may run commands on the host may act for any account.
+pub(super) struct Operator {
+    store: Store,
+    config: Config,
+    clock: Clock,
+}
+
+impl Operator {
+    pub(super) fn new(config: Config) -> anyhow::Result<Self> {
+        Ok(Self { store: open(&config)?, config, clock: Clock::system() })
+    }
+
+    async fn prepare(&self) -> anyhow::Result<()> {
+        let prepared = if self.config.store.migrate_on_start {
+            self.store.migrate().await.map(drop)
+        } else {
+            self.store.check_schema().await
+        };
+        prepared.with_context(|| self.config.store.url.to_string())
+    }
+
+    pub(super) async fn accounts(self, command: AccountsCommand) -> anyhow::Result<ExitCode> {
+        self.prepare().await?;
+        match command {
+            AccountsCommand::Create { name, plan, key_name, output } => {
+                let now = self.clock.now();
+                let name = name.as_str().to_owned();
+                let account = Account { id: AccountId::new(), name, plan, live_keys: 0, created_at: now };
+                let key = NewKey::new(account.id, key_name, Permissions::EVERYTHING, None, now);
+                let created = self.store.create_account(account, key, &mut SysRng).await?;
+                Ok(say_account(&created, &self.view(plan), output.json))
+            }
+            AccountsCommand::List { output } => Ok(say_accounts(&self.store.list_accounts().await?, output.json)),
+            AccountsCommand::SetPlan { account, plan } => {
+                let account = self.find(&account).await?;
+                self.store.set_plan(account.id, plan).await?;
+                auth::settle(&self.store, &self.clock).await;
+                Ok(say(&format!("{} is on plan {plan} now", account.id)))
+            }
+        }
+    }
+
+    pub(super) async fn keys(self, command: KeysCommand) -> anyhow::Result<ExitCode> {
+        self.prepare().await?;
+        match command {
+            KeysCommand::Create { account, name, expiration_days, permissions, output } => {
+                let account = self.find(&account).await?;
+                let permissions = self.parse(permissions.as_deref())?;
+                let allowance = self.config.plans.of(account.plan);
+                let key = NewKey::new(account.id, name, permissions, expiration_days, self.clock.now());
+                let Some(secret) = self.store.create_key(&key, allowance.max_keys, &mut SysRng).await? else {
+                    bail!("plan {} allows {} keys, and the account has them all", account.plan, allowance.max_keys);
+                };
+                Ok(say_key(&self.view(account.plan).created(&key, &secret), output.json))
+            }
+            KeysCommand::List { account, output } => {
+                let account = self.find(&account).await?;
+                let keys = self.store.list_keys(account.id).await?;
+                let view = self.view(account.plan);
+                let keys: Vec<_> = keys.into_iter().map(|key| view.key(key)).collect();
+                Ok(say_keys(&keys, output.json))
+            }
+            KeysCommand::Revoke { key } => {
+                let key = KeyId::parse(&key).context("KEYID is no key's id")?;
+                let owner = self.store.find_owner(key).await?;
+                let revoked = match owner {
+                    Some(owner) => self.store.revoke_key(owner, key, self.clock.now()).await?,
+                    None => false,
+                };
+                if !revoked {
+                    bail!("there is no key {key}, or it is revoked already");
+                }
+                auth::settle(&self.store, &self.clock).await;
+                Ok(say(&format!("{key} is revoked")))
+            }
+        }
+    }
+
+    fn view(&self, plan: Plan) -> View<'_> {
+        View { plan, rate_limit: self.config.plans.rate_limit(plan), catalogue: &self.config.catalogue }
+    }
+
+    fn parse(&self, permissions: Option<&[String]>) -> anyhow::Result<Permissions> {
+        let Some(names) = permissions else { return Ok(Permissions::EVERYTHING) };
+        let catalogue = &self.config.catalogue;
+        catalogue.parse(names.iter().map(String::as_str)).map_err(|UnknownPermission(name)| {
+            let known: Vec<_> = catalogue.names(Permissions::EVERYTHING).collect();
+            anyhow::anyhow!("there is no permission `{name}`; there are {}", known.join(", "))
+        })
+    }
+
+    async fn find(&self, account: &str) -> anyhow::Result<Account> {
+        let by_id = match AccountId::parse(account) {
+            Some(id) => self.store.find_account(id).await?,
+            None => None,
+        };
+        if let Some(account) = by_id {
+            return Ok(account);
+        }
+        let mut named = self.store.find_accounts_named(account).await?;
+        match (named.pop(), named.pop()) {
+            (Some(account), None) => Ok(account),
+            (None, _) => bail!("there is no account `{account}`; `accounts list` shows those there are"),
+            (Some(_), Some(_)) => {
+                bail!("several accounts are named `{account}`; give the id of one, see `accounts list`")
+            }
+        }
+    }
+}
