@@ -43,14 +43,14 @@ pub(crate) const CONSTANT_NOT_FOUND: &str = "/constant/not-found";
 pub(crate) const X_ACCOUNT: &str = "x-account";
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at, k.permissions
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at, k.permissions, k.disabled_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
 
 const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions, k.disabled_at
     from api_keys k
     join key_secrets s on s.key_id = k.id and s.retires_at is null
     where k.account_id = $1 and k.revoked_at is null
@@ -131,6 +131,7 @@ async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, 
             expires_at: row.try_get(4)?,
             last_used_at: row.try_get(5)?,
             permissions: CATALOGUE.from_stored(row.try_get(6)?),
+            disabled_at: row.try_get(7)?,
         };
         Ok(view(plan).key(key))
     });
@@ -154,7 +155,7 @@ static CATALOGUE: LazyLock<Arc<Catalogue>> =
     LazyLock::new(|| Arc::new(Catalogue::new(Vec::new()).expect("this service's own permissions are a catalogue")));
 
 fn view(plan: Plan) -> View<'static> {
-    View { plan, rate_limit: Some(LIMIT), catalogue: &CATALOGUE }
+    View { plan, rate_limit: Some(LIMIT), catalogue: &CATALOGUE, now: Clock::system().now() }
 }
 
 async fn make_key(pool: &Pool, account_id: AccountId, plan: Plan, body: &[u8]) -> Result<Response, Failure> {

@@ -16,7 +16,83 @@ pub struct ApiKey {
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
     pub permissions: Permissions,
+    pub disabled_at: Option<DateTime<Utc>>,
     pub last_used_at: Option<DateTime<Utc>>,
+}
+
+/// Whether a key that is not revoked opens anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Active,
+    Expired,
+    /// Until it is enabled again, whether it has expired or not.
+    Disabled,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Expired => "expired",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl ApiKey {
+    pub fn status(&self, now: DateTime<Utc>) -> Status {
+        match self.expires_at {
+            _ if self.disabled_at.is_some() => Status::Disabled,
+            Some(end) if end <= now => Status::Expired,
+            _ => Status::Active,
+        }
+    }
+
+    /// Carries out an edit, or says which permissions whoever asks would need for it.
+    ///
+    /// Nobody gives what they have not: neither by a permission, nor by more time or another chance for a key that has it. What
+    /// only takes away, or renames, is allowed towards every key of the account.
+    pub fn edit(&mut self, edit: &Edit, now: DateTime<Utc>) -> Result<(), Permissions> {
+        let gives = edit.permissions.is_some() || edit.expiry.is_some() || edit.enabled == Some(true);
+        let needed = if gives { self.permissions } else { Permissions::NOTHING };
+        let needed = needed.with(edit.permissions.unwrap_or(Permissions::NOTHING));
+        if !edit.by.contains(needed) {
+            return Err(needed);
+        }
+        if let Some(name) = &edit.name {
+            name.as_str().clone_into(&mut self.name);
+        }
+        self.permissions = edit.permissions.unwrap_or(self.permissions);
+        match edit.expiry {
+            Some(Expiry::Never) => self.expires_at = None,
+            Some(Expiry::After(lifetime)) => self.expires_at = Some(lifetime.end(now)),
+            None => (),
+        }
+        match edit.enabled {
+            Some(true) => self.disabled_at = None,
+            Some(false) => self.disabled_at = self.disabled_at.or(Some(now)),
+            None => (),
+        }
+        Ok(())
+    }
+}
+
+/// What shall be different about a key; what is `None` stays.
+#[derive(Clone, Debug)]
+pub struct Edit {
+    pub name: Option<KeyName>,
+    pub permissions: Option<Permissions>,
+    pub expiry: Option<Expiry>,
+    pub enabled: Option<bool>,
+    /// What the one may do who asks for it.
+    pub by: Permissions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    Never,
+    /// Counted from the edit.
+    After(Lifetime),
 }
 
 /// A key about to be stored; its secret is drawn by the store's caller.
@@ -54,6 +130,7 @@ pub struct Credential {
     pub permissions: Permissions,
     pub expires_at: Option<DateTime<Utc>>,
     pub revoked: bool,
+    pub disabled: bool,
     pub never_used: bool,
     /// The number of the last change when this was read, in the same snapshot.
     pub as_of: i64,
@@ -64,6 +141,7 @@ pub struct Credential {
 pub enum Standing {
     Live,
     Revoked,
+    Disabled,
     /// From the given instant on.
     Expired(DateTime<Utc>),
 }
@@ -72,6 +150,7 @@ impl Credential {
     pub fn standing(&self, now: DateTime<Utc>) -> Standing {
         match self.expires_at {
             _ if self.revoked => Standing::Revoked,
+            _ if self.disabled => Standing::Disabled,
             Some(end) if end <= now => Standing::Expired(end),
             _ => Standing::Live,
         }
@@ -200,11 +279,14 @@ mod tests {
             permissions: Permissions::EVERYTHING,
             expires_at: Some(now),
             revoked: false,
+            disabled: false,
             never_used: true,
             as_of: 0,
         };
         assert_eq!(credential.standing(now - TimeDelta::milliseconds(1)), Standing::Live);
         assert_eq!(credential.standing(now), Standing::Expired(now));
+        credential.disabled = true;
+        assert_eq!(credential.standing(now), Standing::Disabled);
         credential.revoked = true;
         assert_eq!(credential.standing(now), Standing::Revoked);
     }

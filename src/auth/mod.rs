@@ -63,6 +63,7 @@ pub enum Denial {
     Unknown,
     WrongSecret,
     Revoked,
+    Disabled,
     /// Shown with its right secret, so its holder may be told since when.
     Expired(DateTime<Utc>),
 }
@@ -78,6 +79,7 @@ impl Denial {
             Self::Unknown => "unknown",
             Self::WrongSecret => "wrong_secret",
             Self::Revoked => "revoked",
+            Self::Disabled => "disabled",
             Self::Expired(_) => "expired",
         }
     }
@@ -152,6 +154,7 @@ impl Auth {
         let now = self.clock.now();
         match credential.standing(now) {
             Standing::Revoked => denied(Denial::Revoked),
+            Standing::Disabled => denied(Denial::Disabled),
             Standing::Expired(since) => denied(Denial::Expired(since)),
             Standing::Live => {
                 self.last_used.record(credential.prefix, now, credential.never_used);

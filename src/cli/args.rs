@@ -7,6 +7,7 @@ use hyper::Uri;
 
 use super::healthcheck;
 use crate::account::Plan;
+use crate::id::KeyId;
 use crate::key::{KeyName, Lifetime};
 
 /// Issues, lists and revokes API keys, and says for every request who is calling and whether that key may go on.
@@ -102,12 +103,36 @@ pub(super) enum KeysCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Let a key open nothing until it is enabled again
+    Disable(KeyArgument),
+    /// Let a disabled key open again what it may
+    Enable(KeyArgument),
     /// Revoke a key for good; the next request with it is refused
-    Revoke {
-        /// The key's id, as `keys list` shows it
-        #[arg(value_name = "KEYID")]
-        key: String,
-    },
+    Revoke(KeyArgument),
+}
+
+impl KeysCommand {
+    /// The text given for a key's id, if the command wants one.
+    pub(super) fn key(&self) -> Option<&KeyArgument> {
+        match self {
+            Self::Create { .. } | Self::List { .. } => None,
+            Self::Disable(key) | Self::Enable(key) | Self::Revoke(key) => Some(key),
+        }
+    }
+}
+
+/// It is not checked by the parser of the command line, which would repeat a key that was pasted instead of its id.
+#[derive(Debug, Args)]
+pub(super) struct KeyArgument {
+    /// The key's id, as `keys list` shows it
+    #[arg(value_name = "KEYID")]
+    key: String,
+}
+
+impl KeyArgument {
+    pub(super) fn id(&self) -> Option<KeyId> {
+        KeyId::parse(&self.key)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Args)]

@@ -12,11 +12,10 @@ use anyhow::Context;
 use tokio::runtime::Runtime;
 
 pub use self::args::Cli;
-use self::args::{Command, KeysCommand};
+use self::args::Command;
 use self::operator::Operator;
 use self::output::{complain, say};
 use crate::config::Config;
-use crate::id::KeyId;
 use crate::store::Store;
 use crate::{http, serve, telemetry};
 
@@ -25,9 +24,8 @@ pub fn run(cli: Cli) -> ExitCode {
     if matches!(cli.command, Some(Command::Openapi)) {
         return say(http::openapi_document().trim_end());
     }
-    // Not checked by the parser of the command line, which would repeat a key that was pasted instead of its id.
-    if let Some(Command::Keys(KeysCommand::Revoke { key })) = &cli.command
-        && KeyId::parse(key).is_none()
+    if let Some(Command::Keys(command)) = &cli.command
+        && command.key().is_some_and(|key| key.id().is_none())
     {
         eprintln!("error: KEYID must be a key's id, key_… or a UUID\n\nFor more information, try '--help'.");
         return ExitCode::from(2);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use rand::rngs::SysRng;
 
-use super::args::{AccountsCommand, KeysCommand};
+use super::args::{AccountsCommand, KeyArgument, KeysCommand};
 use super::open;
 use super::output::{say, say_account, say_accounts, say_key, say_keys};
 use crate::account::{Account, Plan};
@@ -14,9 +14,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::View;
 use crate::id::{AccountId, KeyId};
-use crate::key::NewKey;
+use crate::key::{Edit, NewKey};
 use crate::permission::{Permissions, UnknownPermission};
-use crate::store::Store;
+use crate::store::{Edited, Store};
 
 /// Whoever may run commands on the host may act for any account.
 pub(super) struct Operator {
@@ -80,15 +80,12 @@ impl Operator {
                 let keys: Vec<_> = keys.into_iter().map(|key| view.key(key)).collect();
                 Ok(say_keys(&keys, output.json))
             }
-            KeysCommand::Revoke { key } => {
-                let key = KeyId::parse(&key).context("KEYID is no key's id")?;
-                let owner = self.store.find_owner(key).await?;
-                let revoked = match owner {
-                    Some(owner) => self.store.revoke_key(owner, key, self.clock.now()).await?,
-                    None => false,
-                };
-                if !revoked {
-                    bail!("there is no key {key}, or it is revoked already");
+            KeysCommand::Disable(key) => self.enable(&key, false).await,
+            KeysCommand::Enable(key) => self.enable(&key, true).await,
+            KeysCommand::Revoke(key) => {
+                let (account, key) = self.find_key(&key).await?;
+                if !self.store.revoke_key(account, key, self.clock.now()).await? {
+                    bail!(no_key(key));
                 }
                 auth::settle(&self.store, &self.clock).await;
                 Ok(say(&format!("{key} is revoked")))
@@ -96,8 +93,30 @@ impl Operator {
         }
     }
 
+    async fn enable(&self, key: &KeyArgument, enabled: bool) -> anyhow::Result<ExitCode> {
+        let (account, key) = self.find_key(key).await?;
+        let edit =
+            Edit { name: None, permissions: None, expiry: None, enabled: Some(enabled), by: Permissions::EVERYTHING };
+        let Edited::Done(_) = self.store.edit_key(account, key, edit, self.clock.now()).await? else {
+            bail!(no_key(key));
+        };
+        auth::settle(&self.store, &self.clock).await;
+        Ok(say(&format!("{key} is {} now", if enabled { "enabled" } else { "disabled" })))
+    }
+
+    async fn find_key(&self, key: &KeyArgument) -> anyhow::Result<(AccountId, KeyId)> {
+        let key = key.id().context("KEYID is no key's id")?;
+        let owner = self.store.find_owner(key).await?;
+        Ok((owner.with_context(|| no_key(key))?, key))
+    }
+
     fn view(&self, plan: Plan) -> View<'_> {
-        View { plan, rate_limit: self.config.plans.rate_limit(plan), catalogue: &self.config.catalogue }
+        View {
+            plan,
+            rate_limit: self.config.plans.rate_limit(plan),
+            catalogue: &self.config.catalogue,
+            now: self.clock.now(),
+        }
     }
 
     fn parse(&self, permissions: Option<&[String]>) -> anyhow::Result<Permissions> {
@@ -126,4 +145,8 @@ impl Operator {
             }
         }
     }
+}
+
+fn no_key(key: KeyId) -> String {
+    format!("there is no key {key}, or it is revoked already")
 }

@@ -132,9 +132,10 @@ pub(super) fn say_keys(keys: &[Key], as_json: bool) -> ExitCode {
     let or_never = |at: &Option<String>| at.clone().unwrap_or_else(|| "never".to_owned());
     let rows = keys.iter().map(|key| {
         let (id, prefix) = (key.key_id.clone(), key.key_prefix.clone());
-        [id, prefix, or_never(&key.last_used), key.created_at.clone(), or_never(&key.expiration_ts), key.name.clone()]
+        let (last_used, expires) = (or_never(&key.last_used), or_never(&key.expiration_ts));
+        [id, prefix, key.status.to_owned(), last_used, key.created_at.clone(), expires, key.name.clone()]
     });
-    say(&table(["KEY", "PREFIX", "LAST USED", "CREATED", "EXPIRES", "NAME"], &rows.collect::<Vec<_>>()))
+    say(&table(["KEY", "PREFIX", "STATUS", "LAST USED", "CREATED", "EXPIRES", "NAME"], &rows.collect::<Vec<_>>()))
 }
 
 /// Columns as wide as their widest cell; names come last, since they may be of any width.

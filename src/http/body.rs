@@ -55,6 +55,30 @@ impl Members {
         }
     }
 
+    /// A text that may be absent.
+    pub(crate) fn given_text<T>(&mut self, name: &str) -> Option<T>
+    where
+        T: for<'a> TryFrom<&'a str, Error: fmt::Display>,
+    {
+        if self.has(name) { self.text(name) } else { None }
+    }
+
+    pub(crate) fn given_boolean(&mut self, name: &str) -> Option<bool> {
+        match self.take(name)? {
+            Value::Bool(value) => Some(value),
+            _ => self.refuse(name, "must be true or false"),
+        }
+    }
+
+    /// Whether a member is there, be it `null`, and not taken yet.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.members.iter().any(|(member, _)| member == name)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.problems.is_empty()
+    }
+
     /// A list of permissions that may be absent or `null`.
     pub(crate) fn optional_permissions(&mut self, name: &str, catalogue: &Catalogue) -> Option<Permissions> {
         let value = self.take(name)?;

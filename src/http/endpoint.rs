@@ -20,11 +20,15 @@ pub struct Endpoint {
 
 /// Every endpoint behind a key.
 pub fn endpoints() -> Vec<Endpoint> {
-    let (read, write) = (Permissions::READ_KEYS, Permissions::WRITE_KEYS);
+    let (nothing, read, write) = (Permissions::NOTHING, Permissions::READ_KEYS, Permissions::WRITE_KEYS);
     vec![
         Endpoint::new(Method::GET, keys::COLLECTION, read, keys::list),
         Endpoint::new(Method::POST, keys::COLLECTION, write, keys::create),
+        Endpoint::new(Method::GET, keys::ITEM, read, keys::show),
+        Endpoint::new(Method::PATCH, keys::ITEM, write, keys::edit),
         Endpoint::new(Method::DELETE, keys::ITEM, write, keys::revoke),
+        Endpoint::new(Method::GET, keys::CURRENT, nothing, keys::show_current),
+        Endpoint::new(Method::DELETE, keys::CURRENT, nothing, keys::revoke_current),
     ]
 }
 
@@ -41,4 +45,17 @@ pub(super) fn routes(app: &App) -> Router<App> {
         let guard = from_fn_with_state((app.clone(), endpoint.needs), guard::guard);
         router.route(endpoint.path, endpoint.handler.route_layer(guard))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::ROUTES;
+
+    #[test]
+    fn metrics_and_logs_know_every_endpoint() {
+        for endpoint in endpoints() {
+            assert!(ROUTES.contains(&endpoint.path), "{}", endpoint.path);
+        }
+    }
 }

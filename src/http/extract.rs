@@ -5,12 +5,22 @@ use axum::http::request::Parts;
 
 use super::App;
 use super::error::{ApiError, Fields};
+use super::guard::Admitted;
 use crate::auth::Caller;
 use crate::id::KeyId;
 use crate::secret;
 
 /// What the guard left. A handler mounted outside the guard answers 401, not everybody.
 impl FromRequestParts<App> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        parts.extensions.get::<Admitted>().map(|admitted| admitted.caller.clone()).ok_or(ApiError::Unauthorized)
+    }
+}
+
+/// The same with how far the key may still go.
+impl FromRequestParts<App> for Admitted {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {

@@ -27,6 +27,13 @@ const STATE: HeaderName = HeaderName::from_static("ratelimit");
 #[derive(Clone, Copy)]
 pub(super) struct CalledBy(pub(super) Prefix);
 
+/// Left on the request for the handler: who is calling, and the window with the fewest requests left, if there is any.
+#[derive(Clone)]
+pub(super) struct Admitted {
+    pub(super) caller: Caller,
+    pub(super) quota: Option<Quota>,
+}
+
 /// What a request's key is good for now.
 pub(super) enum Admission {
     /// It is counted. Whatever is answered is to be handed to [`mark`].
@@ -44,7 +51,7 @@ pub(super) async fn guard(State((app, needed)): State<(App, Permissions)>, reque
     };
     let mut response = match app.permit(&caller, needed) {
         Ok(()) => {
-            head.extensions.insert(caller.clone());
+            head.extensions.insert(Admitted { caller: caller.clone(), quota });
             next.run(Request::from_parts(head, body)).await
         }
         Err(refusal) => refusal.into_response(),

@@ -141,7 +141,8 @@ impl App {
 }
 
 /// Every path there is. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 6] = [keys::COLLECTION, keys::ITEM, ops::LIVEZ, ops::READYZ, ops::METRICS, openapi::DOCUMENT];
+const ROUTES: [&str; 7] =
+    [keys::COLLECTION, keys::ITEM, keys::CURRENT, ops::LIVEZ, ops::READYZ, ops::METRICS, openapi::DOCUMENT];
 
 /// What the public address serves.
 pub fn public(app: &App) -> Router {

@@ -28,7 +28,8 @@ pub(super) const DOCUMENT: &str = "/openapi.json";
 #[derive(OpenApi)]
 #[openapi(
     info(title = "MoMail API keys", description = "Issues, lists and revokes API keys. Every answer carries X-Request-Id."),
-    paths(keys::list, keys::create, keys::revoke, ops::livez, ops::readyz, document),
+    paths(keys::list, keys::create, keys::show, keys::edit, keys::revoke, keys::show_current, keys::revoke_current,
+        ops::livez, ops::readyz, document),
     components(schemas(Refusal)),
     modifiers(&CommonAnswers),
     tags((name = "keys", description = "An account's API keys"), (name = "operations", description = "For load balancers"))
@@ -87,7 +88,7 @@ const LIMITS: &[&str] =
 
 const BEHIND_A_KEY: [Answer; 6] = [
     ("400", "The body, the query or a header is not valid; `details.fields` names what is wrong", &[]),
-    ("401", "No key, or one that is malformed, unknown, revoked or expired", &["WWW-Authenticate"]),
+    ("401", "No key, or one that is malformed, unknown, disabled, revoked or expired", &["WWW-Authenticate"]),
     ("405", "Another method; `Allow` lists those there are", &["Allow"]),
     ("429", "A plan's limit, or a client's number of failed keys, is reached", &["Retry-After"]),
     ("500", "A failure of ours; the cause is in the log under the request's id", &[]),
@@ -115,8 +116,10 @@ impl Modify for CommonAnswers {
             components.add_security_scheme(name, scheme);
         }
         // A misspelt member is refused; generators should know.
-        if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut("CreateKey") {
-            body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        for body in ["CreateKey", "EditKey"] {
+            if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(body) {
+                body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
         }
         for (path, item) in &mut document.paths.paths {
             for (method, operation) in operations(item) {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Db, Result, Store, StoreError, on, to_its_end, transaction};
 use crate::account::Plan;
 use crate::id::{AccountId, KeyId};
-use crate::key::{ApiKey, Credential, NewKey};
+use crate::key::{Credential, NewKey};
 use crate::secret::{Prefix, Secret, SecretHash};
 
 /// Two keys in 36⁸ share a prefix by chance; more than this in a row do not.
@@ -19,18 +19,11 @@ const MAX_DRAWS: u32 = 8;
 
 const FIND_CREDENTIAL: &str = "
     select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
-           (select n from change_counter), k.permissions
+           (select n from change_counter), k.permissions, k.disabled_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
-
-const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions
-    from api_keys k
-    join key_secrets s on s.key_id = k.id and s.retires_at is null
-    where k.account_id = $1 and k.revoked_at is null
-    order by k.created_at desc, k.id desc";
 
 const REVOKE: &str = "
     update api_keys set revoked_at = $3
@@ -89,23 +82,8 @@ impl Store {
                 never_used: row.try_get::<Option<DateTime<Utc>>, _>(6)?.is_none(),
                 as_of: row.try_get(7)?,
                 permissions: self.catalogue.from_stored(row.try_get(8)?),
+                disabled: row.try_get::<Option<DateTime<Utc>>, _>(9)?.is_some(),
             })).transpose()
-        })
-    }
-
-    /// An account's keys that are not revoked, the newest first.
-    pub async fn list_keys(&self, account_id: AccountId) -> Result<Vec<ApiKey>> {
-        on!(self, read, connection => {
-            let rows = sqlx::query(LIST).bind(account_id.0).fetch_all(&mut *connection).await?;
-            rows.iter().map(|row| Ok(ApiKey {
-                id: KeyId(row.try_get(0)?),
-                name: row.try_get(1)?,
-                prefix: decode_prefix(row.try_get(2)?)?,
-                created_at: row.try_get(3)?,
-                expires_at: row.try_get(4)?,
-                last_used_at: row.try_get(5)?,
-                permissions: self.catalogue.from_stored(row.try_get(6)?),
-            })).collect()
         })
     }
 

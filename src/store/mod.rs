@@ -4,7 +4,9 @@
 
 mod accounts;
 mod changes;
+mod edits;
 mod keys;
+mod listing;
 mod pool;
 mod schema;
 #[cfg(test)]
@@ -22,6 +24,7 @@ use sqlx::{ConnectOptions, Connection};
 
 pub use self::accounts::CreatedAccount;
 pub use self::changes::{Feed, Followers, Listener, Subject};
+pub use self::edits::Edited;
 use self::pool::Pool;
 pub use self::schema::Migrated;
 use crate::permission::Catalogue;

@@ -24,8 +24,14 @@ macro_rules! migrations {
     };
 }
 
-const POSTGRES: Migrations = migrations!("postgres": (1, "accounts_and_keys"), (2, "change_feed"), (3, "permissions"));
-const SQLITE: Migrations = migrations!("sqlite": (1, "accounts_and_keys"), (2, "change_feed"), (3, "permissions"));
+macro_rules! both_engines {
+    ($($migration:tt),+ $(,)?) => {
+        const POSTGRES: Migrations = migrations!("postgres": $($migration),+);
+        const SQLITE: Migrations = migrations!("sqlite": $($migration),+);
+    };
+}
+
+both_engines!((1, "accounts_and_keys"), (2, "change_feed"), (3, "permissions"), (4, "disabled_keys"));
 
 /// Where sqlx notes what it has applied.
 const TABLE: &str = "_sqlx_migrations";

@@ -15,6 +15,7 @@ on_both_stores!(
     nothing_there_is_said_in_words_and_in_json,
     a_migration_says_what_it_did_and_has_nothing_to_do_twice,
     a_running_service_heeds_a_change_of_plan_at_the_next_request,
+    a_running_service_heeds_a_key_that_is_disabled_and_enabled,
     a_running_service_refuses_a_revoked_key_at_once,
     a_service_may_only_start_on_a_schema_that_is_there_if_it_may_not_make_it,
 );
@@ -140,8 +141,19 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let listed: Value = serde_json::from_str(&out).unwrap();
     let names: Vec<_> = listed.as_array().unwrap().iter().map(|key| text(&key["name"])).collect();
     assert_eq!(names, ["by hand", "till", "first key"], "newest first");
-    let members =
-        ["keyId", "name", "keyPrefix", "plan", "rateLimit", "lastUsed", "createdAt", "expirationTs", "permissions"];
+    let members = [
+        "keyId",
+        "name",
+        "keyPrefix",
+        "plan",
+        "rateLimit",
+        "lastUsed",
+        "createdAt",
+        "expirationTs",
+        "permissions",
+        "enabled",
+        "status",
+    ];
     let keys = listed.as_array().unwrap().iter().map(|key| {
         let members = members.map(|member| format!("\"{member}\":{}", key[member]));
         format!("{{{}}}", members.join(","))
@@ -151,7 +163,7 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let head: Vec<_> = table.lines().next().unwrap().split("  ").filter(|word| !word.is_empty()).collect();
     assert_eq!(
         head.iter().map(|word| word.trim()).collect::<Vec<_>>(),
-        ["KEY", "PREFIX", "LAST USED", "CREATED", "EXPIRES", "NAME"]
+        ["KEY", "PREFIX", "STATUS", "LAST USED", "CREATED", "EXPIRES", "NAME"]
     );
     assert_eq!(table.lines().count(), 4);
     for shown in [&out, &table] {
@@ -233,6 +245,24 @@ async fn a_running_service_heeds_a_change_of_plan_at_the_next_request(database: 
         let list = connection.send(request(Method::GET, KEYS, key)).await.unwrap();
         assert_eq!((list.status.as_u16(), list.header("x-ratelimit-limit")), (200, limit), "{plan}");
         assert_eq!(list.body["data"][0]["plan"], plan);
+    }
+}
+
+async fn a_running_service_heeds_a_key_that_is_disabled_and_enabled(database: Database) {
+    let made = account(&database, "on hold");
+    let service = Service::start(&[("DATABASE_URL", &database.url), ("MOMAIL_AUTH__CACHE", "lease")]);
+    let (id, key) = (text(&made["key"]["keyId"]), text(&made["key"]["apiKey"]));
+    for _ in 0..2 {
+        assert_eq!(service.get(KEYS, key).await.status, 200);
+        assert_eq!(database.operate(&["keys", "disable", id]).done(), format!("{id} is disabled now\n"));
+        assert_eq!(service.get(KEYS, key).await.status, 401);
+        assert!(database.operate(&["keys", "list", "--account", "on hold"]).done().contains("  disabled  "));
+        assert_eq!(database.operate(&["keys", "enable", id]).done(), format!("{id} is enabled now\n"));
+    }
+    database.operate(&["keys", "revoke", id]).done();
+    for command in ["enable", "disable"] {
+        let gone = format!("error: there is no key {id}, or it is revoked already\n");
+        assert_eq!(database.operate(&["keys", command, id]).failed(), gone);
     }
 }
 

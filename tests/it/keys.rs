@@ -72,8 +72,19 @@ async fn the_list_shows_exactly_the_pages_members_newest_first(database: Databas
         app.create(&key, json!({ "name": name })).await;
     }
     let reply = app.get(KEYS, &key).await;
-    let expected =
-        ["keyId", "name", "keyPrefix", "plan", "rateLimit", "lastUsed", "createdAt", "expirationTs", "permissions"];
+    let expected = [
+        "keyId",
+        "name",
+        "keyPrefix",
+        "plan",
+        "rateLimit",
+        "lastUsed",
+        "createdAt",
+        "expirationTs",
+        "permissions",
+        "enabled",
+        "status",
+    ];
     assert_eq!(members(&reply.bytes, "\"data\":"), expected);
     assert_eq!(reply.body["meta"], json!({ "total": 3 }));
     let names: Vec<_> = reply.body["data"].as_array().unwrap().iter().map(|key| key["name"].clone()).collect();

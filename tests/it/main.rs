@@ -18,6 +18,7 @@ mod last_use;
 mod limits;
 mod memory;
 mod migrations;
+mod one_key;
 mod openapi;
 mod outages;
 mod parity;

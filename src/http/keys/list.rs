@@ -24,11 +24,7 @@ pub(crate) struct Total {
 pub(crate) async fn list(caller: Caller, State(app): State<App>, _: NoQuery) -> Result<impl IntoResponse, ApiError> {
     let keys = app.store.list_keys(caller.account_id()).await?;
     let view = app.view(caller.plan());
-    let shown = keys.into_iter().map(|mut key| {
-        key.last_used_at = key.last_used_at.max(app.last_used.latest(key.prefix));
-        view.key(key)
-    });
-    let keys: Vec<_> = shown.collect();
+    let keys: Vec<_> = keys.into_iter().map(|key| app.show(key, &view)).collect();
     let total = keys.len();
     Ok(SuccessWithMeta::new(keys, Total { total }))
 }

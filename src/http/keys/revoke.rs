@@ -10,7 +10,7 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::ApiError;
 use crate::http::extract::NoQuery;
-use crate::http::wire::Success;
+use crate::http::wire::{Json, Success};
 use crate::id::KeyId;
 
 #[derive(Serialize, ToSchema)]
@@ -32,6 +32,10 @@ pub(crate) async fn revoke(
     id: KeyId,
     _: NoQuery,
 ) -> Result<impl IntoResponse, ApiError> {
+    revoke_key(&app, &caller, id).await
+}
+
+pub(super) async fn revoke_key(app: &App, caller: &Caller, id: KeyId) -> Result<Json<Success<Revoked>>, ApiError> {
     let was_live = app.store.revoke_key(caller.account_id(), id, app.clock.now()).await?;
     // Also before a 404: whoever asks again after a lost answer takes it for the proof that the key is dead.
     app.auth.settle().await;

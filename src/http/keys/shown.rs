@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -40,6 +41,10 @@ pub struct Key {
     /// What the key may do: `resource:action`.
     #[schema(value_type = Vec<String>, example = json!(["api-keys:read", "domains:read"]))]
     pub permissions: PermissionNames,
+    /// Whether the key was left enabled. A disabled one opens nothing until it is enabled again.
+    pub enabled: bool,
+    #[schema(value_type = StatusName)]
+    pub status: &'static str,
 }
 
 /// A key just made: the only answer that ever shows `apiKey`.
@@ -76,16 +81,28 @@ pub(crate) enum PlanName {
     Enterprise,
 }
 
+/// `active` if the key opens something now.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it stands for the status in the document")]
+pub(crate) enum StatusName {
+    Active,
+    Expired,
+    Disabled,
+}
+
 /// What answers say of a key that is not the key's own.
 pub struct View<'a> {
     pub plan: Plan,
     /// Requests per minute; `None` if the plan has no such limit.
     pub rate_limit: Option<u32>,
     pub catalogue: &'a Arc<Catalogue>,
+    pub now: DateTime<Utc>,
 }
 
 impl View<'_> {
     pub fn key(&self, key: ApiKey) -> Key {
+        let status = key.status(self.now).as_str();
         Key {
             key_id: key.id.to_string(),
             name: key.name,
@@ -96,6 +113,8 @@ impl View<'_> {
             created_at: timestamp(key.created_at),
             expiration_ts: key.expires_at.map(timestamp),
             permissions: self.names(key.permissions),
+            enabled: key.disabled_at.is_none(),
+            status,
         }
     }
 

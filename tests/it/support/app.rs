@@ -167,6 +167,10 @@ impl TestApp {
         self.send(json_request(Method::POST, path, key, body.to_string())).await
     }
 
+    pub(crate) async fn patch(&self, path: &str, key: &str, body: &Value) -> Reply {
+        self.send(json_request(Method::PATCH, path, key, body.to_string())).await
+    }
+
     pub(crate) async fn delete(&self, path: &str, key: &str) -> Reply {
         self.send(request(Method::DELETE, path, key)).await
     }
