@@ -43,18 +43,20 @@ pub(crate) const CONSTANT_NOT_FOUND: &str = "/constant/not-found";
 pub(crate) const X_ACCOUNT: &str = "x-account";
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at, k.permissions, k.disabled_at
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at, k.permissions, k.disabled_at,
+           s.retires_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
 
 const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions, k.disabled_at
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions, k.disabled_at,
+           s.retires_at
     from api_keys k
-    join key_secrets s on s.key_id = k.id and s.retires_at is null
+    join key_secrets s on s.key_id = k.id
     where k.account_id = $1 and k.revoked_at is null
-    order by k.created_at desc, k.id desc";
+    order by k.created_at desc, k.id desc, s.retires_at desc nulls first";
 
 const CREATE: &str = "
     with account as (
@@ -132,6 +134,8 @@ async fn list(State(pool): State<Pool>, headers: HeaderMap) -> Result<Response, 
             last_used_at: row.try_get(5)?,
             permissions: CATALOGUE.from_stored(row.try_get(6)?),
             disabled_at: row.try_get(7)?,
+            earlier_used_at: None,
+            previous: None,
         };
         Ok(view(plan).key(key))
     });

@@ -17,7 +17,27 @@ pub struct ApiKey {
     pub expires_at: Option<DateTime<Utc>>,
     pub permissions: Permissions,
     pub disabled_at: Option<DateTime<Utc>>,
+    /// The last use of its current secret.
     pub last_used_at: Option<DateTime<Utc>>,
+    /// The last use of all secrets before.
+    pub earlier_used_at: Option<DateTime<Utc>>,
+    /// The secret that was replaced last, if any ever was.
+    pub previous: Option<PreviousSecret>,
+}
+
+/// A secret that another one has replaced.
+#[derive(Clone, Debug)]
+pub struct PreviousSecret {
+    pub prefix: Prefix,
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// From this instant on it opens nothing.
+    pub retires_at: DateTime<Utc>,
+}
+
+/// When a secret retires that shall open nothing from now on. Not "now": another replica's clock may be a little behind, and
+/// an answered end holds everywhere.
+pub fn at_once() -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH
 }
 
 /// Whether a key that is not revoked opens anything.
@@ -68,6 +88,9 @@ impl ApiKey {
             Some(Expiry::After(lifetime)) => self.expires_at = Some(lifetime.end(now)),
             None => (),
         }
+        if let Some(previous) = self.previous.as_mut().filter(|_| edit.retire_now) {
+            previous.retires_at = previous.retires_at.min(at_once());
+        }
         match edit.enabled {
             Some(true) => self.disabled_at = None,
             Some(false) => self.disabled_at = self.disabled_at.or(Some(now)),
@@ -75,6 +98,46 @@ impl ApiKey {
         }
         Ok(())
     }
+
+    /// The secret that still works beside the current one.
+    pub fn live_previous(&self, now: DateTime<Utc>) -> Option<&PreviousSecret> {
+        self.previous.as_ref().filter(|previous| previous.retires_at > now)
+    }
+
+    /// Makes `prefix` name the current secret, and says when the one before it retires.
+    pub fn rotate(&mut self, rotation: &Rotation, prefix: Prefix) -> Result<DateTime<Utc>, Refusal> {
+        if !rotation.by.contains(self.permissions) {
+            return Err(Refusal::Needs(self.permissions));
+        }
+        if let Some(previous) = self.live_previous(rotation.now) {
+            return Err(Refusal::StillLive(previous.retires_at));
+        }
+        let retires_at = rotation.grace.end(rotation.now);
+        let last_used_at = self.last_used_at.take();
+        self.earlier_used_at = self.earlier_used_at.max(last_used_at);
+        self.previous = Some(PreviousSecret { prefix: self.prefix, last_used_at, retires_at });
+        self.prefix = prefix;
+        Ok(retires_at)
+    }
+}
+
+/// How a key gets another secret.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// How long the one before it still works.
+    pub grace: Grace,
+    /// What the one may do who asks for it: whoever is shown a key's secret may do what the key may.
+    pub by: Permissions,
+    pub now: DateTime<Utc>,
+}
+
+/// Why a key gets no other secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Whoever asks would need these permissions.
+    Needs(Permissions),
+    /// It has two already, one of them until this instant.
+    StillLive(DateTime<Utc>),
 }
 
 /// What shall be different about a key; what is `None` stays.
@@ -84,6 +147,8 @@ pub struct Edit {
     pub permissions: Option<Permissions>,
     pub expiry: Option<Expiry>,
     pub enabled: Option<bool>,
+    /// Whether the secret before the current one shall open nothing any more.
+    pub retire_now: bool,
     /// What the one may do who asks for it.
     pub by: Permissions,
 }
@@ -129,6 +194,8 @@ pub struct Credential {
     pub plan: Plan,
     pub permissions: Permissions,
     pub expires_at: Option<DateTime<Utc>>,
+    /// From when on it opens nothing, because another secret has replaced it.
+    pub retires_at: Option<DateTime<Utc>>,
     pub revoked: bool,
     pub disabled: bool,
     pub never_used: bool,
@@ -140,6 +207,7 @@ pub struct Credential {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Live,
+    /// With its key, or because its grace after a rotation is over.
     Revoked,
     Disabled,
     /// From the given instant on.
@@ -148,8 +216,9 @@ pub enum Standing {
 
 impl Credential {
     pub fn standing(&self, now: DateTime<Utc>) -> Standing {
+        let is_retired = self.retires_at.is_some_and(|end| end <= now);
         match self.expires_at {
-            _ if self.revoked => Standing::Revoked,
+            _ if self.revoked || is_retired => Standing::Revoked,
             _ if self.disabled => Standing::Disabled,
             Some(end) if end <= now => Standing::Expired(end),
             _ => Standing::Live,
@@ -230,6 +299,39 @@ impl TryFrom<i64> for Lifetime {
     }
 }
 
+/// How long the secret before the current one still works: 0 to 168 hours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grace(u8);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a whole number from 0 to {}", Grace::MAX_HOURS)]
+pub struct InvalidGrace;
+
+impl Grace {
+    pub const MAX_HOURS: u8 = 168;
+
+    fn end(self, start: DateTime<Utc>) -> DateTime<Utc> {
+        if self.0 == 0 { at_once() } else { start + TimeDelta::hours(self.0.into()) }
+    }
+}
+
+impl Default for Grace {
+    fn default() -> Self {
+        Self(24)
+    }
+}
+
+impl TryFrom<i64> for Grace {
+    type Error = InvalidGrace;
+
+    fn try_from(hours: i64) -> Result<Self, InvalidGrace> {
+        match u8::try_from(hours) {
+            Ok(hours @ 0..=Self::MAX_HOURS) => Ok(Self(hours)),
+            _ => Err(InvalidGrace),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -278,6 +380,7 @@ mod tests {
             plan: Plan::Free,
             permissions: Permissions::EVERYTHING,
             expires_at: Some(now),
+            retires_at: None,
             revoked: false,
             disabled: false,
             never_used: true,
@@ -285,6 +388,11 @@ mod tests {
         };
         assert_eq!(credential.standing(now - TimeDelta::milliseconds(1)), Standing::Live);
         assert_eq!(credential.standing(now), Standing::Expired(now));
+        credential.expires_at = None;
+        credential.retires_at = Some(now);
+        assert_eq!(credential.standing(now - TimeDelta::milliseconds(1)), Standing::Live);
+        assert_eq!(credential.standing(now), Standing::Revoked);
+        credential.retires_at = None;
         credential.disabled = true;
         assert_eq!(credential.standing(now), Standing::Disabled);
         credential.revoked = true;

@@ -8,7 +8,7 @@ use hyper::Uri;
 use super::healthcheck;
 use crate::account::Plan;
 use crate::id::KeyId;
-use crate::key::{KeyName, Lifetime};
+use crate::key::{Grace, InvalidGrace, KeyName, Lifetime};
 
 /// Issues, lists and revokes API keys, and says for every request who is calling and whether that key may go on.
 ///
@@ -103,6 +103,18 @@ pub(super) enum KeysCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Give a key another secret, which is shown once; the one before works for a while
+    Rotate {
+        #[command(flatten)]
+        key: KeyArgument,
+        /// Hours for which the secret before still works, 0 to 168
+        #[arg(long, value_name = "N", default_value = "24", value_parser = parse_grace)]
+        grace_hours: Grace,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// End the secret that a rotation has replaced, before its grace is over
+    Retire(KeyArgument),
     /// Let a key open nothing until it is enabled again
     Disable(KeyArgument),
     /// Let a disabled key open again what it may
@@ -116,7 +128,11 @@ impl KeysCommand {
     pub(super) fn key(&self) -> Option<&KeyArgument> {
         match self {
             Self::Create { .. } | Self::List { .. } => None,
-            Self::Disable(key) | Self::Enable(key) | Self::Revoke(key) => Some(key),
+            Self::Rotate { key, .. }
+            | Self::Retire(key)
+            | Self::Disable(key)
+            | Self::Enable(key)
+            | Self::Revoke(key) => Some(key),
         }
     }
 }
@@ -151,4 +167,9 @@ fn parse_lifetime(text: &str) -> Result<Lifetime, String> {
         .ok()
         .and_then(|days| Lifetime::try_from(days).ok())
         .ok_or_else(|| crate::key::InvalidLifetime.to_string())
+}
+
+fn parse_grace(text: &str) -> Result<Grace, String> {
+    let grace = text.parse::<i64>().ok().and_then(|hours| Grace::try_from(hours).ok());
+    grace.ok_or_else(|| InvalidGrace.to_string())
 }

@@ -5,18 +5,18 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use rand::rngs::SysRng;
 
-use super::args::{AccountsCommand, KeyArgument, KeysCommand};
+use super::args::{AccountsCommand, KeyArgument, KeysCommand, Output};
 use super::open;
-use super::output::{say, say_account, say_accounts, say_key, say_keys};
+use super::output::{say, say_account, say_accounts, say_key, say_keys, say_rotated};
 use crate::account::{Account, Plan};
 use crate::auth;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::http::View;
+use crate::http::{View, timestamp};
 use crate::id::{AccountId, KeyId};
-use crate::key::{Edit, NewKey};
+use crate::key::{Edit, Grace, NewKey, Refusal, Rotation};
 use crate::permission::{Permissions, UnknownPermission};
-use crate::store::{Edited, Store};
+use crate::store::{Edited, Rotated, Store};
 
 /// Whoever may run commands on the host may act for any account.
 pub(super) struct Operator {
@@ -80,8 +80,19 @@ impl Operator {
                 let keys: Vec<_> = keys.into_iter().map(|key| view.key(key)).collect();
                 Ok(say_keys(&keys, output.json))
             }
-            KeysCommand::Disable(key) => self.enable(&key, false).await,
-            KeysCommand::Enable(key) => self.enable(&key, true).await,
+            KeysCommand::Rotate { key, grace_hours, output } => self.rotate(&key, grace_hours, output).await,
+            KeysCommand::Retire(key) => {
+                let key = self.edit(&key, Edit { retire_now: true, ..no_edit() }).await?;
+                Ok(say(&format!("{key} has one secret now")))
+            }
+            KeysCommand::Disable(key) => {
+                let key = self.edit(&key, Edit { enabled: Some(false), ..no_edit() }).await?;
+                Ok(say(&format!("{key} is disabled now")))
+            }
+            KeysCommand::Enable(key) => {
+                let key = self.edit(&key, Edit { enabled: Some(true), ..no_edit() }).await?;
+                Ok(say(&format!("{key} is enabled now")))
+            }
             KeysCommand::Revoke(key) => {
                 let (account, key) = self.find_key(&key).await?;
                 if !self.store.revoke_key(account, key, self.clock.now()).await? {
@@ -93,15 +104,30 @@ impl Operator {
         }
     }
 
-    async fn enable(&self, key: &KeyArgument, enabled: bool) -> anyhow::Result<ExitCode> {
+    async fn edit(&self, key: &KeyArgument, edit: Edit) -> anyhow::Result<KeyId> {
         let (account, key) = self.find_key(key).await?;
-        let edit =
-            Edit { name: None, permissions: None, expiry: None, enabled: Some(enabled), by: Permissions::EVERYTHING };
         let Edited::Done(_) = self.store.edit_key(account, key, edit, self.clock.now()).await? else {
             bail!(no_key(key));
         };
         auth::settle(&self.store, &self.clock).await;
-        Ok(say(&format!("{key} is {} now", if enabled { "enabled" } else { "disabled" })))
+        Ok(key)
+    }
+
+    async fn rotate(&self, key: &KeyArgument, grace: Grace, output: Output) -> anyhow::Result<ExitCode> {
+        let (account, key) = self.find_key(key).await?;
+        let plan = self.store.find_account(account).await?.with_context(|| no_key(key))?.plan;
+        let rotation = Rotation { grace, by: Permissions::EVERYTHING, now: self.clock.now() };
+        match self.store.rotate_key(account, key, rotation, &mut SysRng).await? {
+            Rotated::Done(key, secret) => {
+                auth::settle(&self.store, &self.clock).await;
+                Ok(say_rotated(&self.view(plan).rotated(*key, &secret), output.json))
+            }
+            Rotated::Refused(Refusal::StillLive(until)) => {
+                let until = timestamp(until);
+                bail!("the secret before still works until {until}; `keys retire {key}` ends it first")
+            }
+            Rotated::NotFound | Rotated::Refused(Refusal::Needs(_)) => bail!(no_key(key)),
+        }
     }
 
     async fn find_key(&self, key: &KeyArgument) -> anyhow::Result<(AccountId, KeyId)> {
@@ -149,4 +175,10 @@ impl Operator {
 
 fn no_key(key: KeyId) -> String {
     format!("there is no key {key}, or it is revoked already")
+}
+
+/// The operator may do everything.
+fn no_edit() -> Edit {
+    let (name, permissions, expiry, enabled) = (None, None, None, None);
+    Edit { name, permissions, expiry, enabled, retire_now: false, by: Permissions::EVERYTHING }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::account::Account;
-use crate::http::{CreatedKey, Key, SHOWN_ONCE, View, timestamp};
+use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View, timestamp};
 use crate::store::CreatedAccount;
 
 #[derive(Serialize)]
@@ -120,6 +120,17 @@ pub(super) fn say_key(key: &CreatedKey, as_json: bool) -> ExitCode {
         return say_json_once(key);
     }
     say_once(&format!("key  {}  {}\n\n{}\n\n{SHOWN_ONCE}", key.key_id, key.name, key.api_key))
+}
+
+pub(super) fn say_rotated(key: &RotatedKey, as_json: bool) -> ExitCode {
+    if as_json {
+        return say_json_once(key);
+    }
+    let before = key.previous_secret.as_ref().map_or_else(
+        || "The secret before opens nothing any more.".to_owned(),
+        |previous| format!("The secret before, {}, works until {}.", previous.key_prefix, previous.retires_ts),
+    );
+    say_once(&format!("key  {}  {}\n\n{}\n\n{SHOWN_ONCE}\n{before}", key.key_id, key.name, key.api_key))
 }
 
 pub(super) fn say_keys(keys: &[Key], as_json: bool) -> ExitCode {

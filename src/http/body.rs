@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, OptionalFromRequest, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
@@ -28,6 +28,11 @@ pub(crate) struct Members {
 }
 
 impl Members {
+    /// What a body says that was left out.
+    pub(crate) fn none() -> Self {
+        Self { members: Vec::new(), problems: Fields::new() }
+    }
+
     /// A text that must be there.
     pub(crate) fn text<T>(&mut self, name: &str) -> Option<T>
     where
@@ -115,6 +120,19 @@ impl Members {
     fn refuse<T>(&mut self, name: &str, problem: &str) -> Option<T> {
         self.problems.insert(name.to_owned(), problem.to_owned());
         None
+    }
+}
+
+/// A body that may be left out.
+impl OptionalFromRequest<App> for Members {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Option<Self>, ApiError> {
+        if request.headers().contains_key(CONTENT_TYPE) {
+            return <Self as FromRequest<App>>::from_request(request, app).await.map(Some);
+        }
+        let bytes = read(request, app.body_timeout).await?;
+        if bytes.is_empty() { Ok(None) } else { Err(ApiError::UnsupportedMediaType) }
     }
 }
 

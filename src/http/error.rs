@@ -33,6 +33,8 @@ pub enum ApiError {
     TooManyKeys {
         limit: u32,
     },
+    /// A key has two secrets already, one of them until this instant.
+    TwoSecrets(DateTime<Utc>),
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -87,6 +89,7 @@ enum Code {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    Conflict,
     PayloadTooLarge,
     UnsupportedMediaType,
     RateLimitExceeded,
@@ -122,6 +125,10 @@ impl ApiError {
             Self::TooManyKeys { limit } => {
                 let message = format!("The plan allows {limit} keys, and the account has them all. Delete one first.");
                 (S::FORBIDDEN, Code::Forbidden, message, Some(json!({ "reason": "max_keys", "limit": limit })))
+            }
+            Self::TwoSecrets(until) => {
+                let (message, details) = two_secrets(*until);
+                (S::CONFLICT, Code::Conflict, message, Some(details))
             }
             Self::NotFound => plain(S::NOT_FOUND, Code::NotFound, "There is nothing here."),
             Self::MethodNotAllowed => {
@@ -164,6 +171,15 @@ impl ApiError {
             _ => None,
         }
     }
+}
+
+fn two_secrets(until: DateTime<Utc>) -> (String, Value) {
+    let until = wire::timestamp(until);
+    let message = format!(
+        "The key was rotated lately, and the secret before still works until {until}. \
+         End it first: PATCH the key with {{\"retireNow\": true}}."
+    );
+    (message, json!({ "reason": "two_secrets", "retiresTs": until }))
 }
 
 fn limit_details(quota: &Quota, retry_after: u64) -> Value {

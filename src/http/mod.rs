@@ -33,7 +33,7 @@ pub use self::endpoint::{Endpoint, endpoints};
 pub use self::error::ApiError;
 use self::exchange::RequestIds;
 use self::guard::Policies;
-pub use self::keys::{CreatedKey, Key, SHOWN_ONCE, View};
+pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View};
 pub use self::openapi::text as openapi_document;
 pub use self::ops::Readiness;
 use self::verify::PermissionHeaders;
@@ -141,8 +141,16 @@ impl App {
 }
 
 /// Every path there is. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 7] =
-    [keys::COLLECTION, keys::ITEM, keys::CURRENT, ops::LIVEZ, ops::READYZ, ops::METRICS, openapi::DOCUMENT];
+const ROUTES: [&str; 8] = [
+    keys::COLLECTION,
+    keys::ITEM,
+    keys::CURRENT,
+    keys::ROTATE,
+    ops::LIVEZ,
+    ops::READYZ,
+    ops::METRICS,
+    openapi::DOCUMENT,
+];
 
 /// What the public address serves.
 pub fn public(app: &App) -> Router {

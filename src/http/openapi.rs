@@ -28,7 +28,7 @@ pub(super) const DOCUMENT: &str = "/openapi.json";
 #[derive(OpenApi)]
 #[openapi(
     info(title = "MoMail API keys", description = "Issues, lists and revokes API keys. Every answer carries X-Request-Id."),
-    paths(keys::list, keys::create, keys::show, keys::edit, keys::revoke, keys::show_current, keys::revoke_current,
+    paths(keys::list, keys::create, keys::show, keys::edit, keys::revoke, keys::rotate, keys::show_current, keys::revoke_current,
         ops::livez, ops::readyz, document),
     components(schemas(Refusal)),
     modifiers(&CommonAnswers),
@@ -101,6 +101,7 @@ const WITH_A_BODY: [Answer; 3] = [
     ("413", "The body is larger than 64 KiB", &[]),
     ("415", "The body is not sent as application/json", &[]),
 ];
+const WITH_A_ROTATION: [Answer; 1] = [("409", "The key has two secrets already; `details` says until when", &[])];
 const WITH_AN_ID: [Answer; 1] = [("404", "No such key in this account, or no more", &[])];
 const OPEN: [Answer; 2] = [BEHIND_A_KEY[0], BEHIND_A_KEY[2]];
 const READINESS: [Answer; 1] = [BEHIND_A_KEY[5]];
@@ -116,7 +117,7 @@ impl Modify for CommonAnswers {
             components.add_security_scheme(name, scheme);
         }
         // A misspelt member is refused; generators should know.
-        for body in ["CreateKey", "EditKey"] {
+        for body in ["CreateKey", "EditKey", "RotateKey"] {
             if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(body) {
                 body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
             }
@@ -163,6 +164,9 @@ fn complete(method: &str, path: &str, operation: &mut Operation) {
     }
     if operation.request_body.is_some() {
         answers.extend(WITH_A_BODY);
+    }
+    if path == keys::ROTATE {
+        answers.extend(WITH_A_ROTATION);
     }
     if path.contains("{id}") {
         answers.extend(WITH_AN_ID);

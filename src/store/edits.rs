@@ -3,25 +3,27 @@
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
-use super::listing::{FIND, api_key};
+use super::listing::{FIND, gather};
 use super::{Db, Result, Store, to_its_end, transaction};
 use crate::id::{AccountId, KeyId};
-use crate::key::{ApiKey, Edit};
+use crate::key::{self, ApiKey, Edit};
 use crate::permission::Permissions;
 
 /// Whoever edits a key waits for whoever edits it, so that each judges what the one before it left. SQLite's one writer needs
 /// no lock.
-const LOCK_ON_POSTGRES: &str = "
+pub(super) const LOCK_ON_POSTGRES: &str = "
     select 1 from api_keys where account_id = $1 and id = $2 for no key update";
 
 const UPDATE: &str = "
     update api_keys set name = $3, permissions = $4, expires_at = $5, disabled_at = $6
     where account_id = $1 and id = $2";
 
+const RETIRE: &str = "update key_secrets set retires_at = $3 where key_id = $1 and retires_at > $2";
+
 /// What came of an edit.
 #[derive(Debug)]
 pub enum Edited {
-    Done(ApiKey),
+    Done(Box<ApiKey>),
     /// The account has no such key, or no more.
     NotFound,
     /// Whoever asks would need these permissions.
@@ -49,8 +51,8 @@ impl Store {
 
 macro_rules! edit {
     ($store:ident, $account_id:ident, $id:ident, $edit:ident, $now:ident, $tx:ident) => {{
-        let row = sqlx::query(FIND).bind($account_id.0).bind($id.0).fetch_optional(&mut *$tx).await?;
-        match row.map(|row| -> Result<ApiKey, sqlx::Error> { api_key!($store, row) }).transpose()? {
+        let rows = sqlx::query(FIND).bind($account_id.0).bind($id.0).fetch_all(&mut *$tx).await?;
+        match gather!($store, rows)?.pop() {
             None => Edited::NotFound,
             Some(mut key) => match key.edit(&$edit, $now) {
                 Err(needed) => Edited::Needs(needed),
@@ -64,7 +66,10 @@ macro_rules! edit {
                         .bind(key.disabled_at)
                         .execute(&mut *$tx)
                         .await?;
-                    Edited::Done(key)
+                    if $edit.retire_now {
+                        sqlx::query(RETIRE).bind($id.0).bind($now).bind(key::at_once()).execute(&mut *$tx).await?;
+                    }
+                    Edited::Done(Box::new(key))
                 }
             },
         }

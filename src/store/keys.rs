@@ -18,8 +18,8 @@ use crate::secret::{Prefix, Secret, SecretHash};
 const MAX_DRAWS: u32 = 8;
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
-           (select n from change_counter), k.permissions, k.disabled_at
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at,
+           (select n from change_counter), k.permissions, k.disabled_at, s.retires_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
@@ -83,6 +83,7 @@ impl Store {
                 as_of: row.try_get(7)?,
                 permissions: self.catalogue.from_stored(row.try_get(8)?),
                 disabled: row.try_get::<Option<DateTime<Utc>>, _>(9)?.is_some(),
+                retires_at: row.try_get(10)?,
             })).transpose()
         })
     }
@@ -95,8 +96,8 @@ impl Store {
     where
         R: TryRng<Error = SysError>,
     {
-        for _ in 0..MAX_DRAWS {
-            let secret = Secret::generate(rng)?;
+        for secret in draws(rng) {
+            let secret = secret?;
             match self.insert_key(self.new_row(key, &secret, max_keys)).await {
                 Err(StoreError::Taken) => tracing::info!("a new key's prefix was taken; drawing again"),
                 Ok(inserted) => return Ok(inserted.then_some(secret)),
@@ -167,6 +168,11 @@ impl Store {
         })
         .await
     }
+}
+
+/// Secrets to be tried until one has a prefix that no other has.
+pub(super) fn draws<R: TryRng>(rng: &mut R) -> impl Iterator<Item = Result<Secret, R::Error>> {
+    (0..MAX_DRAWS).map(|_| Secret::generate(rng))
 }
 
 /// What is stored of a new key; the secret's text stays behind.

@@ -8,6 +8,7 @@ mod edits;
 mod keys;
 mod listing;
 mod pool;
+mod rotation;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use self::accounts::CreatedAccount;
 pub use self::changes::{Feed, Followers, Listener, Subject};
 pub use self::edits::Edited;
 use self::pool::Pool;
+pub use self::rotation::Rotated;
 pub use self::schema::Migrated;
 use crate::permission::Catalogue;
 

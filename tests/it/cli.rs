@@ -16,6 +16,7 @@ on_both_stores!(
     a_migration_says_what_it_did_and_has_nothing_to_do_twice,
     a_running_service_heeds_a_change_of_plan_at_the_next_request,
     a_running_service_heeds_a_key_that_is_disabled_and_enabled,
+    a_key_is_rotated_and_its_old_secret_retired,
     a_running_service_refuses_a_revoked_key_at_once,
     a_service_may_only_start_on_a_schema_that_is_there_if_it_may_not_make_it,
 );
@@ -153,6 +154,7 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
         "permissions",
         "enabled",
         "status",
+        "previousSecret",
     ];
     let keys = listed.as_array().unwrap().iter().map(|key| {
         let members = members.map(|member| format!("\"{member}\":{}", key[member]));
@@ -264,6 +266,38 @@ async fn a_running_service_heeds_a_key_that_is_disabled_and_enabled(database: Da
         let gone = format!("error: there is no key {id}, or it is revoked already\n");
         assert_eq!(database.operate(&["keys", command, id]).failed(), gone);
     }
+}
+
+async fn a_key_is_rotated_and_its_old_secret_retired(database: Database) {
+    let made = account(&database, "turning");
+    let service = Service::start(&[("DATABASE_URL", &database.url), ("MOMAIL_AUTH__CACHE", "lease")]);
+    let (id, first) = (text(&made["key"]["keyId"]), text(&made["key"]["apiKey"]));
+    let rotated = database.operate(&["keys", "rotate", id, "--json"]).json();
+    let second = text(&rotated["apiKey"]);
+    assert_eq!(
+        (&rotated["keyId"], &rotated["previousSecret"]["keyPrefix"]),
+        (&made["key"]["keyId"], &made["key"]["keyPrefix"])
+    );
+    for secret in [first, second] {
+        assert_eq!(service.get(KEYS, secret).await.status, 200);
+    }
+    let until = text(&rotated["previousSecret"]["retiresTs"]);
+    let complaint = format!("error: the secret before still works until {until}; `keys retire {id}` ends it first\n");
+    assert_eq!(database.operate(&["keys", "rotate", id]).failed(), complaint);
+    assert_eq!(database.operate(&["keys", "retire", id]).done(), format!("{id} has one secret now\n"));
+    assert_eq!(service.get(KEYS, first).await.status, 401);
+    assert_eq!(service.get(KEYS, second).await.status, 200);
+
+    let out = database.operate(&["keys", "rotate", id, "--grace-hours", "0"]).done();
+    let lines: Vec<_> = out.lines().collect();
+    let [key, "", third, "", SHOWN_ONCE, "The secret before opens nothing any more."] = lines[..] else {
+        panic!("{out}")
+    };
+    assert_eq!(key, format!("key  {id}  first key"));
+    assert_eq!(service.get(KEYS, second).await.status, 401);
+    let out = database.operate(&["keys", "rotate", id, "--grace-hours", "168"]).done();
+    assert!(out.contains(&format!("\nThe secret before, {}****, works until ", &third[..6])), "{out}");
+    assert_eq!(service.get(KEYS, third).await.status, 200);
 }
 
 async fn a_running_service_refuses_a_revoked_key_at_once(database: Database) {

@@ -84,6 +84,7 @@ async fn the_list_shows_exactly_the_pages_members_newest_first(database: Databas
         "permissions",
         "enabled",
         "status",
+        "previousSecret",
     ];
     assert_eq!(members(&reply.bytes, "\"data\":"), expected);
     assert_eq!(reply.body["meta"], json!({ "total": 3 }));

@@ -25,6 +25,7 @@ mod parity;
 mod permissions;
 mod protocol;
 mod replicas;
+mod rotation;
 mod secrets;
 mod sessions;
 mod shutdown;

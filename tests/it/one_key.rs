@@ -88,10 +88,10 @@ async fn an_edit_changes_what_it_says_and_nothing_else(database: Database) {
 }
 
 /// A body, the name of what is wrong with it, and the words for it.
-const REFUSED: [(&str, &str, &str); 16] = [
+const REFUSED: [(&str, &str, &str); 17] = [
     ("", "body", "is not JSON: EOF while parsing a value at line 1 column 0"),
     ("[]", "body", "must be a JSON object of at most 32 members"),
-    ("{}", "body", "must say what to change: name, permissions, expirationDays or enabled"),
+    ("{}", "body", "must say what to change: name, permissions, expirationDays, enabled or retireNow"),
     (r#"{"name":null}"#, "name", "must be a text"),
     (r#"{"name":1}"#, "name", "must be a text"),
     (r#"{"name":" "}"#, "name", "must not be empty"),
@@ -102,6 +102,7 @@ const REFUSED: [(&str, &str, &str); 16] = [
     (r#"{"enabled":null}"#, "enabled", "must be true or false"),
     (r#"{"enabled":"true"}"#, "enabled", "must be true or false"),
     (r#"{"enabled":1}"#, "enabled", "must be true or false"),
+    (r#"{"retireNow":null}"#, "retireNow", "must be true or false"),
     (r#"{"permissions":"api-keys:read"}"#, "permissions", "must be a list of permissions or null"),
     (r#"{"plan":"enterprise"}"#, "plan", "there is no such member"),
     (r#"{"enabled":false,"enabled":true}"#, "enabled", "is there twice"),

@@ -20,7 +20,7 @@ use crate::permission::{Catalogue, Permissions};
 
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Warning {
-    warning: &'static str,
+    pub(super) warning: &'static str,
 }
 
 /// What a client says of a key to be made.

@@ -33,10 +33,13 @@ pub(crate) struct EditKey {
     /// Whether the key opens anything; `true` brings a disabled key back.
     #[schema(nullable = false)]
     enabled: Option<bool>,
+    /// `true` ends the secret that a rotation has replaced, before its grace is over.
+    #[schema(nullable = false)]
+    retire_now: Option<bool>,
 }
 
 /// The members that there are, for a body that has none of them.
-const NOTHING_GIVEN: &str = "must say what to change: name, permissions, expirationDays or enabled";
+const NOTHING_GIVEN: &str = "must say what to change: name, permissions, expirationDays, enabled or retireNow";
 
 fn read(mut members: Members, catalogue: &Catalogue, by: Permissions) -> Result<Edit, ApiError> {
     if members.is_empty() {
@@ -48,18 +51,20 @@ fn read(mut members: Members, catalogue: &Catalogue, by: Permissions) -> Result<
     let has_expiry = members.has("expirationDays");
     let lifetime = members.optional_integer("expirationDays");
     let enabled = members.given_boolean("enabled");
+    let retire_now = members.given_boolean("retireNow").unwrap_or(false);
     members.end()?;
     Ok(Edit {
         name,
         permissions: has_permissions.then(|| permissions.unwrap_or(by)),
         expiry: has_expiry.then(|| lifetime.map_or(Expiry::Never, Expiry::After)),
         enabled,
+        retire_now,
         by,
     })
 }
 
-/// Changes a key of the caller's account. A key that may do more than the caller can be renamed, disabled and revoked by it,
-/// and no more.
+/// Changes a key of the caller's account. A key that may do more than the caller can be renamed, disabled, deprived of
+/// its previous secret and revoked by it, and no more.
 #[utoipa::path(patch, path = ITEM, operation_id = "editKey", tag = "keys", request_body = EditKey,
     params(("id" = String, Path, description = "The key's `keyId`, or its plain UUID")),
     responses((status = 200, description = "The key as it is now, on every replica", body = Success<Key>)))]
@@ -74,7 +79,7 @@ pub(crate) async fn edit(
     match app.store.edit_key(caller.account_id(), id, edit, app.clock.now()).await? {
         Edited::Done(key) => {
             app.auth.settle().await;
-            Ok(Success::new(app.show(key, &app.view(caller.plan()))))
+            Ok(Success::new(app.show(*key, &app.view(caller.plan()))))
         }
         Edited::NotFound => Err(ApiError::NotFound),
         Edited::Needs(needed) => Err(app.lacks(&caller, needed)),

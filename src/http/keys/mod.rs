@@ -5,6 +5,7 @@ mod current;
 mod edit;
 mod list;
 mod revoke;
+mod rotate;
 mod show;
 mod shown;
 
@@ -13,8 +14,9 @@ pub(super) use self::current::{__path_revoke_current, __path_show_current, revok
 pub(super) use self::edit::{__path_edit, edit};
 pub(super) use self::list::{__path_list, list};
 pub(super) use self::revoke::{__path_revoke, revoke};
+pub(super) use self::rotate::{__path_rotate, rotate};
 pub(super) use self::show::{__path_show, show};
-pub use self::shown::{CreatedKey, Key, SHOWN_ONCE, View};
+pub use self::shown::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View};
 use super::App;
 use super::error::ApiError;
 use crate::account::Plan;
@@ -24,6 +26,7 @@ use crate::permission::Permissions;
 
 pub(super) const COLLECTION: &str = "/v1/api-keys";
 pub(super) const ITEM: &str = "/v1/api-keys/{id}";
+pub(super) const ROTATE: &str = "/v1/api-keys/{id}/rotate";
 /// The key that asks.
 pub(super) const CURRENT: &str = "/v1/api-keys/current";
 
@@ -34,10 +37,19 @@ impl App {
         View { plan, rate_limit, catalogue: self.store.catalogue(), now: self.clock.now() }
     }
 
-    /// A key as its account is shown it, with a use that may not be in the database yet.
+    /// A key as its account is shown it.
     fn show(&self, mut key: ApiKey, view: &View<'_>) -> Key {
-        key.last_used_at = key.last_used_at.max(self.last_used.latest(key.prefix));
+        self.add_uses(&mut key);
         view.key(key)
+    }
+
+    /// Adds the uses that may not be in the database yet.
+    fn add_uses(&self, key: &mut ApiKey) {
+        if let Some(previous) = &mut key.previous {
+            previous.last_used_at = previous.last_used_at.max(self.last_used.latest(previous.prefix));
+            key.earlier_used_at = key.earlier_used_at.max(previous.last_used_at);
+        }
+        key.last_used_at = key.last_used_at.max(self.last_used.latest(key.prefix));
     }
 
     /// Refuses a caller that lacks any of these, by their names.
