@@ -59,6 +59,19 @@ impl Status {
     }
 }
 
+/// A text that names no status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be active, expired or disabled")]
+pub struct UnknownStatus;
+
+impl TryFrom<&str> for Status {
+    type Error = UnknownStatus;
+
+    fn try_from(text: &str) -> Result<Self, UnknownStatus> {
+        [Self::Active, Self::Expired, Self::Disabled].into_iter().find(|s| s.as_str() == text).ok_or(UnknownStatus)
+    }
+}
+
 impl ApiKey {
     pub fn status(&self, now: DateTime<Utc>) -> Status {
         match self.expires_at {

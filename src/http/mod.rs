@@ -13,6 +13,7 @@ mod guard;
 mod keys;
 mod openapi;
 mod ops;
+mod query;
 mod verify;
 mod wire;
 

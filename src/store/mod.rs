@@ -10,6 +10,7 @@ mod listing;
 mod pool;
 mod rotation;
 mod schema;
+mod search;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use self::edits::Edited;
 use self::pool::Pool;
 pub use self::rotation::Rotated;
 pub use self::schema::Migrated;
+pub use self::search::{By, Found, Order, Search};
 use crate::permission::Catalogue;
 
 /// Any method of [`Store`] has ended after this time, whatever the database does.

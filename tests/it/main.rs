@@ -16,6 +16,7 @@ mod gateways;
 mod keys;
 mod last_use;
 mod limits;
+mod lists;
 mod memory;
 mod migrations;
 mod one_key;

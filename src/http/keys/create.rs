@@ -13,7 +13,7 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::body::Members;
 use crate::http::error::ApiError;
-use crate::http::extract::NoQuery;
+use crate::http::query::NoQuery;
 use crate::http::wire::SuccessWithMeta;
 use crate::key::{KeyName, Lifetime, NewKey};
 use crate::permission::{Catalogue, Permissions};

@@ -11,8 +11,8 @@ use super::{CURRENT, Key};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::extract::NoQuery;
 use crate::http::guard::Admitted;
+use crate::http::query::NoQuery;
 use crate::http::wire::{Success, timestamp};
 use crate::limit::Quota;
 

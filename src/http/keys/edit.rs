@@ -9,7 +9,7 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::body::Members;
 use crate::http::error::ApiError;
-use crate::http::extract::NoQuery;
+use crate::http::query::NoQuery;
 use crate::http::wire::Success;
 use crate::id::KeyId;
 use crate::key::{Edit, Expiry, KeyName, Lifetime};

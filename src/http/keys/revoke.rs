@@ -9,7 +9,7 @@ use super::ITEM;
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::extract::NoQuery;
+use crate::http::query::NoQuery;
 use crate::http::wire::{Json, Success};
 use crate::id::KeyId;
 

@@ -7,7 +7,7 @@ use super::{ITEM, Key};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::extract::NoQuery;
+use crate::http::query::NoQuery;
 use crate::http::wire::Success;
 use crate::id::KeyId;
 
