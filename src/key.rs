@@ -137,6 +137,8 @@ impl ApiKey {
 /// How a key gets another secret.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation {
+    pub account_id: AccountId,
+    pub id: KeyId,
     /// How long the one before it still works.
     pub grace: Grace,
     /// What the one may do who asks for it: whoever is shown a key's secret may do what the key may.

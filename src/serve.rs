@@ -49,7 +49,7 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let flush = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
-    tasks.spawn(prune(app.clone(), stop.gently.clone()));
+    tasks.spawn(prune(app.clone(), clock.clone(), stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
@@ -215,7 +215,7 @@ async fn make_first_key(store: &Store, clock: &Clock, announce: fn(&str)) -> any
     Ok(())
 }
 
-async fn prune(app: App, stop: CancellationToken) {
+async fn prune(app: App, clock: Clock, stop: CancellationToken) {
     let mut ticks = interval(PRUNE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -224,6 +224,9 @@ async fn prune(app: App, stop: CancellationToken) {
             _ = ticks.tick() => {
                 app.limiter.prune();
                 app.failed_keys.prune();
+                if app.readiness.is_serving() && let Err(error) = app.store.sweep_answers(clock.now()).await {
+                    tracing::debug!(%error, "kept answers stay until the next round");
+                }
             }
         }
     }

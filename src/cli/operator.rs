@@ -16,7 +16,7 @@ use crate::http::{View, timestamp};
 use crate::id::{AccountId, KeyId};
 use crate::key::{Edit, Grace, NewKey, Refusal, Rotation};
 use crate::permission::{Permissions, UnknownPermission};
-use crate::store::{Edited, Rotated, Store};
+use crate::store::{Carried, Edited, Rotated, Store};
 
 /// Whoever may run commands on the host may act for any account.
 pub(super) struct Operator {
@@ -116,17 +116,18 @@ impl Operator {
     async fn rotate(&self, key: &KeyArgument, grace: Grace, output: Output) -> anyhow::Result<ExitCode> {
         let (account, key) = self.find_key(key).await?;
         let plan = self.store.find_account(account).await?.with_context(|| no_key(key))?.plan;
-        let rotation = Rotation { grace, by: Permissions::EVERYTHING, now: self.clock.now() };
-        match self.store.rotate_key(account, key, rotation, &mut SysRng).await? {
-            Rotated::Done(key, secret) => {
+        let (by, now) = (Permissions::EVERYTHING, self.clock.now());
+        let rotation = Rotation { account_id: account, id: key, grace, by, now };
+        match self.store.rotate_key(rotation, None, &mut SysRng).await? {
+            Carried::Out(Rotated::Done(key, secret)) => {
                 auth::settle(&self.store, &self.clock).await;
                 Ok(say_rotated(&self.view(plan).rotated(*key, &secret), output.json))
             }
-            Rotated::Refused(Refusal::StillLive(until)) => {
+            Carried::Out(Rotated::Refused(Refusal::StillLive(until))) => {
                 let until = timestamp(until);
                 bail!("the secret before still works until {until}; `keys retire {key}` ends it first")
             }
-            Rotated::NotFound | Rotated::Refused(Refusal::Needs(_)) => bail!(no_key(key)),
+            _ => bail!(no_key(key)),
         }
     }
 

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::App;
@@ -25,12 +26,18 @@ pub(crate) const MAX_BODY_BYTES: usize = 64 * 1024;
 pub(crate) struct Members {
     members: Vec<(String, Value)>,
     problems: Fields,
+    digest: [u8; 32],
 }
 
 impl Members {
     /// What a body says that was left out.
     pub(crate) fn none() -> Self {
-        Self { members: Vec::new(), problems: Fields::new() }
+        Self { members: Vec::new(), problems: Fields::new(), digest: Sha256::digest([]).into() }
+    }
+
+    /// SHA-256 of the body as it was sent.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// A text that must be there.
@@ -144,7 +151,9 @@ impl FromRequest<App> for Members {
             return Err(ApiError::UnsupportedMediaType);
         }
         let bytes = read(request, app.body_timeout).await?;
-        serde_json::from_slice(&bytes).map_err(|error| {
+        let members =
+            serde_json::from_slice(&bytes).map(|members| Self { digest: Sha256::digest(&bytes).into(), ..members });
+        members.map_err(|error| {
             let problem = match error.classify() {
                 // The parser's own words would quote what it found instead, which may be a key.
                 serde_json::error::Category::Data => format!("must be a JSON object of at most {MAX_MEMBERS} members"),
@@ -204,7 +213,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
                 return Err(serde::de::Error::custom(format_args!("more than {MAX_MEMBERS} members")));
             }
         }
-        Ok(Members { members, problems })
+        Ok(Members { members, problems, ..Members::none() })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::auth::{AuthError, Denial};
 use crate::limit::Quota;
 use crate::store::StoreError;
 
-/// How long clients should wait when a dependency is away, in seconds.
+/// How long clients should wait for what will soon have passed, in seconds.
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;
 
 /// Why a request is refused. Causes of 5xx go to the log and nowhere else.
@@ -35,6 +35,10 @@ pub enum ApiError {
     },
     /// A key has two secrets already, one of them until this instant.
     TwoSecrets(DateTime<Utc>),
+    /// An `Idempotency-Key` that another request has had.
+    OtherRequest,
+    /// An `Idempotency-Key` whose request is still being carried out.
+    StillRunning,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -126,9 +130,9 @@ impl ApiError {
                 let message = format!("The plan allows {limit} keys, and the account has them all. Delete one first.");
                 (S::FORBIDDEN, Code::Forbidden, message, Some(json!({ "reason": "max_keys", "limit": limit })))
             }
-            Self::TwoSecrets(until) => {
-                let (message, details) = two_secrets(*until);
-                (S::CONFLICT, Code::Conflict, message, Some(details))
+            Self::TwoSecrets(_) | Self::OtherRequest | Self::StillRunning => {
+                let (message, details) = self.conflict();
+                (S::CONFLICT, Code::Conflict, message, details)
             }
             Self::NotFound => plain(S::NOT_FOUND, Code::NotFound, "There is nothing here."),
             Self::MethodNotAllowed => {
@@ -164,22 +168,34 @@ impl ApiError {
         }
     }
 
+    fn conflict(&self) -> (String, Option<Value>) {
+        match self {
+            Self::TwoSecrets(until) => {
+                let until = wire::timestamp(*until);
+                let message = format!(
+                    "The key was rotated lately, and the secret before still works until {until}. \
+                     End it first: PATCH the key with {{\"retireNow\": true}}."
+                );
+                (message, Some(json!({ "reason": "two_secrets", "retiresTs": until })))
+            }
+            Self::StillRunning => {
+                ("A request with this Idempotency-Key is still running. Ask again shortly.".to_owned(), None)
+            }
+            _ => {
+                let message = "This Idempotency-Key belongs to another request of the last hour, or of another API key. \
+                               Use a new one.";
+                (message.to_owned(), None)
+            }
+        }
+    }
+
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. } | Self::TooManyFailures { retry_after, .. } => Some(*retry_after),
-            Self::Unavailable(_) => Some(UNAVAILABLE_RETRY_AFTER),
+            Self::Unavailable(_) | Self::StillRunning => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         }
     }
-}
-
-fn two_secrets(until: DateTime<Utc>) -> (String, Value) {
-    let until = wire::timestamp(until);
-    let message = format!(
-        "The key was rotated lately, and the secret before still works until {until}. \
-         End it first: PATCH the key with {{\"retireNow\": true}}."
-    );
-    (message, json!({ "reason": "two_secrets", "retiresTs": until }))
 }
 
 fn limit_details(quota: &Quota, retry_after: u64) -> Value {

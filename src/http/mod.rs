@@ -14,6 +14,7 @@ mod keys;
 mod openapi;
 mod ops;
 mod query;
+mod retry;
 mod verify;
 mod wire;
 

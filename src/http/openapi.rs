@@ -101,7 +101,11 @@ const WITH_A_BODY: [Answer; 3] = [
     ("413", "The body is larger than 64 KiB", &[]),
     ("415", "The body is not sent as application/json", &[]),
 ];
-const WITH_A_ROTATION: [Answer; 1] = [("409", "The key has two secrets already; `details` says until when", &[])];
+const WITH_A_CONFLICT: [Answer; 1] = [(
+    "409",
+    "The `Idempotency-Key` is another request's, or its request is still running; or the key has two secrets already",
+    &[],
+)];
 const WITH_AN_ID: [Answer; 1] = [("404", "No such key in this account, or no more", &[])];
 const OPEN: [Answer; 2] = [BEHIND_A_KEY[0], BEHIND_A_KEY[2]];
 const READINESS: [Answer; 1] = [BEHIND_A_KEY[5]];
@@ -165,8 +169,8 @@ fn complete(method: &str, path: &str, operation: &mut Operation) {
     if operation.request_body.is_some() {
         answers.extend(WITH_A_BODY);
     }
-    if path == keys::ROTATE {
-        answers.extend(WITH_A_ROTATION);
+    if method == "POST" {
+        answers.extend(WITH_A_CONFLICT);
     }
     if path.contains("{id}") {
         answers.extend(WITH_AN_ID);

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
+use super::once::{Carried, Kept, Once, is_ours, once};
 use super::{Db, Result, Store, StoreError, on, to_its_end, transaction};
 use crate::account::Plan;
 use crate::id::{AccountId, KeyId};
@@ -105,6 +106,52 @@ impl Store {
             }
         }
         Err(StoreError::Taken)
+    }
+
+    /// The same, unless this request was carried out before. What `seal` makes of the secret is kept for whoever asks again.
+    pub async fn create_key_once<R>(
+        &self,
+        key: &NewKey,
+        max_keys: u32,
+        kept: Kept<impl Fn(&Secret) -> Vec<u8>>,
+        rng: &mut R,
+    ) -> Result<Carried<Option<Secret>>>
+    where
+        R: TryRng<Error = SysError>,
+    {
+        for secret in draws(rng) {
+            let secret = secret?;
+            let row = self.new_row(key, &secret, max_keys);
+            return Ok(match self.insert_key_once(row, kept.once, (kept.seal)(&secret)).await {
+                Err(StoreError::Taken) => continue,
+                Err(error) => return Err(error),
+                Ok(Carried::Out(inserted)) => Carried::Out(inserted.then_some(secret)),
+                Ok(Carried::Before(sealed)) => Carried::Before(sealed),
+                Ok(Carried::OutOtherwise) => Carried::OutOtherwise,
+                Ok(Carried::Still) => Carried::Still,
+            });
+        }
+        Err(StoreError::Taken)
+    }
+
+    async fn insert_key_once(&self, row: NewRow, once: Once, sealed: Vec<u8>) -> Result<Carried<bool>> {
+        let store = self.clone();
+        let keep = move |inserted: &bool| inserted.then_some(sealed);
+        to_its_end(async move {
+            match &store.db {
+                Db::Postgres(pool) => transaction!(pool, "begin", tx => {
+                    if is_ours!(once, tx) {
+                        once!(once, tx, row.insert_into_postgres(tx).await?, keep)
+                    } else {
+                        Carried::Still
+                    }
+                }),
+                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
+                    once!(once, tx, row.insert_into_sqlite(tx).await?, keep)
+                }),
+            }
+        })
+        .await
     }
 
     pub(super) fn new_row(&self, key: &NewKey, secret: &Secret, max_keys: u32) -> NewRow {

@@ -1,15 +1,17 @@
 //! Giving a key another secret, and ending the one before it.
 
+use std::sync::Arc;
+
 use rand::TryRng;
 use rand::rngs::SysError;
 use sqlx::Row;
 
 use super::edits::LOCK_ON_POSTGRES;
 use super::listing::{FIND, gather};
+use super::once::{Carried, Kept, is_ours, once};
 use super::{Db, Result, Store, StoreError, keys, to_its_end, transaction};
-use crate::id::{AccountId, KeyId};
 use crate::key::{ApiKey, Refusal, Rotation};
-use crate::secret::{Prefix, Secret, SecretHash};
+use crate::secret::Secret;
 
 const REPLACE: &str = "update key_secrets set retires_at = $2 where key_id = $1 and retires_at is null";
 
@@ -24,26 +26,26 @@ pub enum Rotated {
     Refused(Refusal),
 }
 
+/// Makes the sealed answer of a rotation that is kept for whoever asks again.
+pub type SealRotated = Arc<dyn Fn(&ApiKey, &Secret) -> Vec<u8> + Send + Sync>;
+
 impl Store {
     /// Draws another secret for one of an account's keys; the one it had works until the grace ends.
+    ///
+    /// With `kept`, this happens once, however often it is asked for.
     pub async fn rotate_key<R>(
         &self,
-        account_id: AccountId,
-        id: KeyId,
         rotation: Rotation,
+        kept: Option<Kept<SealRotated>>,
         rng: &mut R,
-    ) -> Result<Rotated>
+    ) -> Result<Carried<Rotated>>
     where
         R: TryRng<Error = SysError>,
     {
         for secret in keys::draws(rng) {
-            let secret = secret?;
-            match self.replace_secret(account_id, id, rotation, (secret.prefix(), secret.hash())).await {
+            match self.replace_secret(rotation, secret?, kept.clone()).await {
                 Err(StoreError::Taken) => tracing::info!("a new secret's prefix was taken; drawing again"),
-                Ok(Outcome::Done(key)) => return Ok(Rotated::Done(key, secret)),
-                Ok(Outcome::NotFound) => return Ok(Rotated::NotFound),
-                Ok(Outcome::Refused(refusal)) => return Ok(Rotated::Refused(refusal)),
-                Err(error) => return Err(error),
+                outcome => return outcome,
             }
         }
         Err(StoreError::Taken)
@@ -51,20 +53,27 @@ impl Store {
 
     async fn replace_secret(
         &self,
-        account_id: AccountId,
-        id: KeyId,
         rotation: Rotation,
-        (prefix, hash): (Prefix, SecretHash),
-    ) -> Result<Outcome> {
+        secret: Secret,
+        kept: Option<Kept<SealRotated>>,
+    ) -> Result<Carried<Rotated>> {
         let store = self.clone();
         to_its_end(async move {
             match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => {
-                    sqlx::query(LOCK_ON_POSTGRES).bind(account_id.0).bind(id.0).execute(&mut *tx).await?;
-                    replace!(store, account_id, id, rotation, prefix, hash, tx)
+                Db::Postgres(pool) => transaction!(pool, "begin", tx => match &kept {
+                    None => Carried::Out(replace_on_postgres!(store, rotation, secret, tx)),
+                    Some(Kept { once, .. }) if !is_ours!(once, tx) => Carried::Still,
+                    Some(Kept { once, seal }) => {
+                        let keep = |rotated: &Rotated| rotated.sealed_by(seal);
+                        once!(once, tx, replace_on_postgres!(store, rotation, secret, tx), keep)
+                    }
                 }),
-                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
-                    replace!(store, account_id, id, rotation, prefix, hash, tx)
+                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => match &kept {
+                    None => Carried::Out(replace!(store, rotation, secret, tx)),
+                    Some(Kept { once, seal }) => {
+                        let keep = |rotated: &Rotated| rotated.sealed_by(seal);
+                        once!(once, tx, replace!(store, rotation, secret, tx), keep)
+                    }
                 }),
             }
         })
@@ -72,29 +81,42 @@ impl Store {
     }
 }
 
-enum Outcome {
-    Done(Box<ApiKey>),
-    NotFound,
-    Refused(Refusal),
+impl Rotated {
+    fn sealed_by(&self, seal: &SealRotated) -> Option<Vec<u8>> {
+        match self {
+            Self::Done(key, secret) => Some(seal(key, secret)),
+            Self::NotFound | Self::Refused(_) => None,
+        }
+    }
 }
 
+macro_rules! replace_on_postgres {
+    ($store:ident, $rotation:ident, $secret:ident, $tx:ident) => {{
+        let (account_id, id) = ($rotation.account_id.0, $rotation.id.0);
+        sqlx::query(LOCK_ON_POSTGRES).bind(account_id).bind(id).execute(&mut *$tx).await?;
+        replace!($store, $rotation, $secret, $tx)
+    }};
+}
+use replace_on_postgres;
+
 macro_rules! replace {
-    ($store:ident, $account_id:ident, $id:ident, $rotation:ident, $prefix:ident, $hash:ident, $tx:ident) => {{
-        let rows = sqlx::query(FIND).bind($account_id.0).bind($id.0).fetch_all(&mut *$tx).await?;
+    ($store:ident, $rotation:ident, $secret:ident, $tx:ident) => {{
+        let (account_id, id) = ($rotation.account_id.0, $rotation.id.0);
+        let rows = sqlx::query(FIND).bind(account_id).bind(id).fetch_all(&mut *$tx).await?;
         match gather!($store, rows)?.pop() {
-            None => Outcome::NotFound,
-            Some(mut key) => match key.rotate(&$rotation, $prefix) {
-                Err(refusal) => Outcome::Refused(refusal),
+            None => Rotated::NotFound,
+            Some(mut key) => match key.rotate(&$rotation, $secret.prefix()) {
+                Err(refusal) => Rotated::Refused(refusal),
                 Ok(retires_at) => {
-                    sqlx::query(REPLACE).bind($id.0).bind(retires_at).execute(&mut *$tx).await?;
+                    sqlx::query(REPLACE).bind(id).bind(retires_at).execute(&mut *$tx).await?;
                     sqlx::query(ADD)
-                        .bind($prefix.as_str())
-                        .bind($id.0)
-                        .bind($hash.as_bytes())
+                        .bind($secret.prefix().as_str())
+                        .bind(id)
+                        .bind($secret.hash().as_bytes())
                         .bind($rotation.now)
                         .execute(&mut *$tx)
                         .await?;
-                    Outcome::Done(Box::new(key))
+                    Rotated::Done(Box::new(key), $secret)
                 }
             },
         }

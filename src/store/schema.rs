@@ -36,7 +36,8 @@ both_engines!(
     (2, "change_feed"),
     (3, "permissions"),
     (4, "disabled_keys"),
-    (5, "names_by_bytes")
+    (5, "names_by_bytes"),
+    (6, "idempotent_answers")
 );
 
 /// Where sqlx notes what it has applied.

@@ -26,6 +26,7 @@ mod parity;
 mod permissions;
 mod protocol;
 mod replicas;
+mod retry;
 mod rotation;
 mod secrets;
 mod sessions;

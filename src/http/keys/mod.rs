@@ -27,6 +27,9 @@ use crate::permission::Permissions;
 pub(super) const COLLECTION: &str = "/v1/api-keys";
 pub(super) const ITEM: &str = "/v1/api-keys/{id}";
 pub(super) const ROTATE: &str = "/v1/api-keys/{id}/rotate";
+/// What the document says of the header that makes a retry safe.
+const IDEMPOTENCY_KEY: &str = "1 to 255 visible ASCII characters of your choice. The same request with the same header gets \
+    the same answer for an hour, the same secret included, and is carried out once";
 /// The key that asks.
 pub(super) const CURRENT: &str = "/v1/api-keys/current";
 
