@@ -32,6 +32,8 @@ LABEL org.opencontainers.image.title="momail-api-keys" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
+# Those who sign the certificates of other servers: a Redis behind TLS.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY LICENSE /usr/share/doc/momail-api-keys/LICENSE
 COPY --from=build --chown=65532:65532 /data /data
 COPY --from=build /build/target/release/momail-api-keys /usr/local/bin/momail-api-keys

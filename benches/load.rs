@@ -9,87 +9,155 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// Connections open at once.
+/// Connections open at once, unless said.
 pub(crate) const CONNECTIONS: usize = 32;
 /// No answer is longer.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// In times as long as it should be.
+const LONGEST_WINDOW: u32 = 20;
 const LENGTH: &[u8] = b"content-length:";
 
-/// What is sent, and what must come back.
+/// What is sent where, and what must come back.
 pub(crate) struct Load {
-    pub(crate) address: String,
+    /// Each connection is to one of them, in turn.
+    pub(crate) addresses: Vec<String>,
     pub(crate) requests: Vec<Vec<u8>>,
     /// Whether each request may be sent but once; else they are sent in turn, again and again.
     pub(crate) once: bool,
     pub(crate) status: u16,
+    pub(crate) connections: usize,
 }
 
 /// What was answered between two moments.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Answered {
     pub(crate) requests: u64,
     pub(crate) took: Duration,
+    /// How long each of these requests waited, the shortest first.
+    pub(crate) waits: Vec<Duration>,
 }
 
 struct Shared {
-    load: Load,
+    load: Arc<Load>,
     next: AtomicUsize,
+    /// The number of the request that is not sent any more.
+    end: usize,
     answered: AtomicU64,
+    measures: AtomicBool,
     stop: AtomicBool,
 }
 
 impl Load {
+    /// Sends the first requests once each, so that the server has seen them.
+    pub(crate) async fn send_once(self: &Arc<Self>, at_most: usize) -> anyhow::Result<()> {
+        let (_, connections) = self.connect(0, self.requests.len().min(at_most)).await?;
+        join(connections).await.map(drop)
+    }
+
     /// Sends for `warm_up` and then for `measured`, or until every request was sent. `mark` is called at the beginning and
     /// at the end of what is measured.
     ///
     /// # Errors
     /// On any answer with another status than the expected one.
     pub(crate) async fn run<T>(
-        self,
+        self: &Arc<Self>,
         warm_up: Duration,
         measured: Duration,
         mark: impl Fn() -> anyhow::Result<T>,
     ) -> anyhow::Result<(Answered, T, T)> {
-        let shared =
-            Shared { load: self, next: AtomicUsize::new(0), answered: AtomicU64::new(0), stop: AtomicBool::new(false) };
-        let shared = Arc::new(shared);
-        let mut connections = JoinSet::new();
-        for _ in 0..CONNECTIONS {
-            let stream = TcpStream::connect(&shared.load.address).await?;
-            stream.set_nodelay(true)?;
-            connections.spawn(exchange(stream, Arc::clone(&shared)));
-        }
-        wait(&mut connections, warm_up).await?;
+        // Of more keys than are sent in one run, another part in each.
+        let (start, end) =
+            if self.once { (0, self.requests.len()) } else { (rand::random_range(0..self.requests.len()), usize::MAX) };
+        let (shared, mut connections) = self.connect(start, end).await?;
+        let mut waits = wait(&mut connections, warm_up).await?;
+        shared.measures.store(true, Ordering::Relaxed);
         let (started, before, first) = (Instant::now(), shared.answered.load(Ordering::Relaxed), mark()?);
-        wait(&mut connections, measured).await?;
-        let (took, after, second) = (started.elapsed(), shared.answered.load(Ordering::Relaxed), mark()?);
-        shared.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = connections.join_next().await {
-            ended??;
+        let mut after = before;
+        // A window in which nothing is answered measures nothing; on a slow machine a short one may need to be longer.
+        for _ in 0..LONGEST_WINDOW {
+            waits.extend(wait(&mut connections, measured).await?);
+            after = shared.answered.load(Ordering::Relaxed);
+            if after > before {
+                break;
+            }
         }
+        let (took, second) = (started.elapsed(), mark()?);
+        shared.measures.store(false, Ordering::Relaxed);
+        shared.stop.store(true, Ordering::Relaxed);
+        waits.extend(join(connections).await?);
         if after == before {
             bail!("nothing was answered within {took:?}");
         }
-        Ok((Answered { requests: after - before, took }, first, second))
+        waits.sort_unstable();
+        Ok((Answered { requests: after - before, took, waits }, first, second))
+    }
+
+    async fn connect(
+        self: &Arc<Self>,
+        start: usize,
+        end: usize,
+    ) -> anyhow::Result<(Arc<Shared>, JoinSet<anyhow::Result<Vec<Duration>>>)> {
+        let shared = Arc::new(Shared {
+            load: Arc::clone(self),
+            next: AtomicUsize::new(start),
+            end,
+            answered: AtomicU64::new(0),
+            measures: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let mut connections = JoinSet::new();
+        for address in self.addresses.iter().cycle().take(self.connections) {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            connections.spawn(exchange(stream, Arc::clone(&shared)));
+        }
+        Ok((shared, connections))
+    }
+}
+
+impl Answered {
+    /// How long the given share of the requests waited at the most.
+    pub(crate) fn wait_of(&self, share: f64) -> Duration {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "it is an index"
+        )]
+        let index = ((self.waits.len() as f64 * share).ceil() as usize).saturating_sub(1);
+        self.waits.get(index).copied().unwrap_or_default()
     }
 }
 
 /// Waits for the time to pass, or for the first connection to run out of requests.
-async fn wait(connections: &mut JoinSet<anyhow::Result<()>>, time: Duration) -> anyhow::Result<()> {
+async fn wait(
+    connections: &mut JoinSet<anyhow::Result<Vec<Duration>>>,
+    time: Duration,
+) -> anyhow::Result<Vec<Duration>> {
     tokio::select! {
-        () = tokio::time::sleep(time) => Ok(()),
+        () = tokio::time::sleep(time) => Ok(Vec::new()),
         Some(ended) = connections.join_next() => ended?,
     }
 }
 
-async fn exchange(mut stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
-    let Load { requests, once, status, .. } = &shared.load;
+async fn join(mut connections: JoinSet<anyhow::Result<Vec<Duration>>>) -> anyhow::Result<Vec<Duration>> {
+    let mut waits = Vec::new();
+    while let Some(ended) = connections.join_next().await {
+        waits.extend(ended??);
+    }
+    Ok(waits)
+}
+
+async fn exchange(mut stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<Vec<Duration>> {
+    let Load { requests, status, .. } = &*shared.load;
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut waits = Vec::new();
     while !shared.stop.load(Ordering::Relaxed) {
         let next = shared.next.fetch_add(1, Ordering::Relaxed);
-        if *once && next >= requests.len() {
+        if next >= shared.end {
             break;
         }
+        let sent = Instant::now();
         stream.write_all(&requests[next % requests.len()]).await?;
         let answer = read_answer(&mut stream, &mut buffer).await?;
         if answer.status != *status {
@@ -97,8 +165,11 @@ async fn exchange(mut stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<
             bail!("{status} was expected, {} was answered: {}", answer.status, body.trim());
         }
         shared.answered.fetch_add(1, Ordering::Relaxed);
+        if shared.measures.load(Ordering::Relaxed) {
+            waits.push(sent.elapsed());
+        }
     }
-    Ok(())
+    Ok(waits)
 }
 
 /// One answer, of which only the status is judged.

@@ -1,26 +1,32 @@
 //! Measures the rows, all of them in each round, so that whatever else the machine does meanwhile is spread over all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::load::Answered;
-use super::process::cpu_of;
-use super::rows::Row;
+use super::load::{Answered, CONNECTIONS, Load};
+use super::requests;
+use super::rows::{Row, Server, Work};
 use super::world::World;
 use super::{Plan, progress};
 
-/// More keys than any server here can revoke in a second; a window without any left ends early.
-const REVOKED_PER_SECOND: f64 = 15_000.0;
+/// As many keys are asked for before they are measured as the service has in memory by default.
+const KEYS_IN_MEMORY: usize = 100_000;
 
 /// One row in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Of the server's process, a request.
+    /// Of the server's processes, a request.
     pub(crate) cpu_micros: f64,
     /// Of PostgreSQL, a request; `None` if it is elsewhere or not asked.
     pub(crate) database_micros: Option<f64>,
     pub(crate) requests_per_second: f64,
+    /// What half of the requests waited at the most, and all but one in a hundred.
+    pub(crate) p50_millis: f64,
+    pub(crate) p99_millis: f64,
+    /// Resident memory of the server's processes at the end.
+    pub(crate) memory: u64,
 }
 
 #[derive(Debug)]
@@ -33,6 +39,7 @@ pub(crate) struct Measured {
 pub(crate) async fn rows(world: &mut World<'_>, rows: &[&'static Row], plan: Plan) -> anyhow::Result<Vec<Measured>> {
     let mut measured: Vec<_> = rows.iter().map(|row| Measured { row, samples: Vec::new() }).collect();
     for round in 1..=plan.rounds {
+        world.tidy().await?;
         for Measured { row, samples } in &mut measured {
             let sample = sample(world, row, plan).await.with_context(|| format!("`{}`", row.name))?;
             let (cpu, rate) = (sample.cpu_micros, sample.requests_per_second);
@@ -44,28 +51,52 @@ pub(crate) async fn rows(world: &mut World<'_>, rows: &[&'static Row], plan: Pla
 }
 
 async fn sample(world: &mut World<'_>, row: &Row, plan: Plan) -> anyhow::Result<Sample> {
-    let seconds = (plan.warm_up + plan.measured).as_secs_f64();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a small positive number")]
-    let load = world.load(row, (seconds * REVOKED_PER_SECOND) as usize).await?;
-    let pid = world.process(row.server).pid();
+    let started = match row.server {
+        Server::Bare => None,
+        Server::Service(setup) => Some(world.start(setup).await?),
+    };
+    let time = plan.warm_up + plan.measured;
+    let accounts = match row.server {
+        Server::Service(setup) if setup.on_sqlite => &world.on_sqlite,
+        _ => &world.on_postgres,
+    };
+    let requests = requests::of_row(row, accounts, &mut world.session, time).await?;
+    let fleet = started.as_ref().unwrap_or(&world.bare);
+    let load = Arc::new(Load {
+        addresses: fleet.addresses(row.is_internal()),
+        requests,
+        once: matches!(row.work, Work::First | Work::Revoke),
+        status: row.status,
+        connections: CONNECTIONS,
+    });
+    if matches!(row.work, Work::Get { .. } | Work::Delete { .. }) {
+        load.send_once(KEYS_IN_MEMORY).await?;
+    }
     let postgres = world.postgres;
-    let mark = || anyhow::Ok((cpu_of(pid)?, postgres.cpu()?));
+    let mark = || anyhow::Ok((fleet.cpu()?, postgres.cpu()?));
     let (answered, before, after) = load.run(plan.warm_up, plan.measured, mark).await?;
     let database = row.asks_postgres().then_some((after.1).zip(before.1)).flatten();
     Ok(Sample {
-        cpu_micros: each(after.0.saturating_sub(before.0), answered),
-        database_micros: database.map(|(after, before)| each(after.saturating_sub(before), answered)),
-        requests_per_second: requests(answered) / answered.took.as_secs_f64(),
+        cpu_micros: each(after.0.saturating_sub(before.0), &answered),
+        database_micros: database.map(|(after, before)| each(after.saturating_sub(before), &answered)),
+        requests_per_second: count(&answered) / answered.took.as_secs_f64(),
+        p50_millis: millis(answered.wait_of(0.5)),
+        p99_millis: millis(answered.wait_of(0.99)),
+        memory: fleet.memory()?,
     })
 }
 
-fn each(total: Duration, answered: Answered) -> f64 {
-    total.as_secs_f64() * 1e6 / requests(answered)
+fn each(total: Duration, answered: &Answered) -> f64 {
+    total.as_secs_f64() * 1e6 / count(answered)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "no run answers 2⁵² requests")]
-fn requests(answered: Answered) -> f64 {
+pub(crate) fn count(answered: &Answered) -> f64 {
     answered.requests as f64
+}
+
+pub(crate) fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// Median, least and greatest.

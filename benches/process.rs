@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// The service as it is released.
-const PRODUCT: &str = env!("CARGO_BIN_EXE_momail-api-keys");
 /// Nothing waits this long unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
-const LISTENING: &str = "listening public=http://";
+const PUBLIC: &str = "listening public=http://";
+const INTERNAL: &str = " internal=http://";
 /// Linux counts the CPU time of a process in hundredths of a second, whatever its own timer does.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -19,35 +18,35 @@ const TICK: Duration = Duration::from_millis(10);
 pub(crate) struct Process {
     child: Child,
     /// `HOST:PORT` of what is measured.
-    pub(crate) address: String,
+    pub(crate) public: String,
+    /// The same of what is for gateways; empty if there is no such thing.
+    pub(crate) internal: String,
 }
 
 impl Process {
-    /// The service with production's defaults, its log in a file, and limits that no load meets.
-    pub(crate) fn product(directory: &Path, database: &str) -> anyhow::Result<Self> {
-        let mut command = product_command(database, "127.0.0.1:0");
-        Self::start(command.stdin(Stdio::null()), directory)
-    }
-
     /// This program again, as the bare programs.
-    pub(crate) fn baseline(directory: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn baseline(directory: &Path, arguments: &[String]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         // It ends when its standard input does, and so never outlives this process.
         Self::start(command.arg("baseline").args(arguments).stdin(Stdio::piped()), directory)
     }
 
-    fn start(command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
+    /// Starts a program in a new folder, where its output goes, and waits until it says where it listens.
+    pub(crate) fn start(command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
+        fs::create_dir(directory)?;
         let (stdout, stderr) = (directory.join("stdout"), directory.join("stderr"));
         let child = command.current_dir(directory).stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
         let child = child.spawn().with_context(|| format!("{} cannot be started", command.get_program().display()))?;
-        let mut process = Self { child, address: String::new() };
+        let mut process = Self { child, public: String::new(), internal: String::new() };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let text = fs::read_to_string(&stdout)?;
             // A line counts when it has ended.
-            let line = text.split_inclusive('\n').find(|line| line.ends_with('\n') && line.starts_with(LISTENING));
-            if let Some(address) = line.and_then(|line| line[LISTENING.len()..].split_whitespace().next()) {
-                address.clone_into(&mut process.address);
+            let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            if let Some(addresses) = lines.find_map(|line| line.strip_prefix(PUBLIC)) {
+                let (public, internal) = addresses.trim().split_once(INTERNAL).unwrap_or((addresses.trim(), ""));
+                public.clone_into(&mut process.public);
+                internal.clone_into(&mut process.internal);
                 return Ok(process);
             }
             if process.child.try_wait()?.is_some() || Instant::now() > deadline {
@@ -60,6 +59,15 @@ impl Process {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Halts the process where it stands, or lets it go on: `STOP` or `CONT`.
+    pub(crate) fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let done = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status()?;
+        if !done.success() {
+            bail!("a measured process cannot be sent SIG{name}");
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Process {
@@ -67,17 +75,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// The service with nothing of this process's environment that could change it.
-pub(crate) fn product_command(database: &str, address: &str) -> Command {
-    let mut command = Command::new(PRODUCT);
-    command.env_clear().env("DATABASE_URL", database).env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0");
-    command.env("MOMAIL_SERVER__PUBLIC_ADDR", address);
-    for limit in ["PER_MINUTE", "PER_HOUR", "PER_DAY", "MAX_KEYS"] {
-        command.env(format!("MOMAIL_PLANS__PRO__{limit}"), crate::accounts::LIMIT.to_string());
-    }
-    command
 }
 
 /// CPU time that a process has used until now, in its own code and in the kernel's.

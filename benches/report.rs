@@ -1,100 +1,56 @@
-//! The results: a table for people, and the same figures as JSON for programs.
+//! The results: printed for people, and the same figures as JSON for programs.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
-use std::path::Path;
-use std::{fs, io};
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::load::CONNECTIONS;
 use super::measure::{Measured, Sample, Spread};
+use super::memory::Growth;
+use super::revocations::{Revocations, Waits};
 use super::start::Starts;
-use super::{Plan, progress, rows};
+use super::{Plan, goals, progress, table};
 
+/// What was measured; what was not is empty.
 pub(crate) struct Report {
+    /// Where it is written.
+    pub(crate) folder: PathBuf,
     pub(crate) postgres: String,
     pub(crate) plan: Plan,
-    pub(crate) starts: Vec<Starts>,
     pub(crate) measured: Vec<Measured>,
-    pub(crate) memory_after_load: u64,
+    pub(crate) revocations: Vec<Revocations>,
+    pub(crate) starts: Vec<Starts>,
+    pub(crate) growth: Option<Growth>,
+    pub(crate) instructions: Option<f64>,
 }
 
 impl Report {
-    /// Prints the table and writes `bench/results.json` into cargo's target folder.
-    pub(crate) fn publish(&self) -> anyhow::Result<()> {
+    /// It goes to `bench/` in cargo's target folder.
+    pub(crate) fn new(postgres: String, plan: Plan) -> anyhow::Result<Self> {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("cargo's target folder is the root")?;
         let folder = target.join("bench");
         fs::create_dir_all(&folder)?;
-        let file = folder.join("results.json");
+        let (measured, revocations, starts) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { folder, postgres, plan, measured, revocations, starts, growth: None, instructions: None })
+    }
+
+    /// Prints the tables and writes `results.json`.
+    pub(crate) fn publish(&self) -> anyhow::Result<()> {
+        let file = self.folder.join("results.json");
         fs::write(&file, format!("{:#}\n", self.json()))?;
-        writeln!(io::stdout(), "{}", self.text()?)?;
+        writeln!(io::stdout(), "{}", table::of(self)?)?;
         progress(&format!("the same figures are in {}", file.display()));
         Ok(())
     }
 
-    fn text(&self) -> anyhow::Result<String> {
-        let mut text = String::new();
-        writeln!(text, "{}; {}.", machine(), self.postgres)?;
-        let Plan { rounds, accounts, measured, .. } = self.plan;
-        let seconds = measured.as_secs_f64();
-        writeln!(text, "{rounds} rounds of {seconds} s, {CONNECTIONS} connections, {accounts} accounts in turn.\n")?;
-        writeln!(text, "| row | CPU us a request | compared | PostgreSQL CPU us | requests/s |")?;
-        writeln!(text, "|---|---|---|---|---|")?;
-        for measured in &self.measured {
-            let column = |of: fn(&Sample) -> Option<f64>| {
-                Spread::of(measured.samples.iter().filter_map(of))
-                    .map_or_else(|| "-".to_owned(), |spread| shown(&spread))
-            };
-            let cpu = column(|sample| Some(sample.cpu_micros));
-            let ratios = self.ratios(measured).into_iter();
-            let ratios: Vec<_> = ratios.map(|(name, ratio)| format!("{:.2} x `{name}`", ratio.median)).collect();
-            let database = column(|sample| sample.database_micros);
-            let rate = column(|sample| Some(sample.requests_per_second));
-            let (name, ratios) = (measured.row.name, ratios.join("; "));
-            writeln!(text, "| {name} | {cpu} | {ratios} | {database} | {rate} |")?;
-        }
-        writeln!(text)?;
-        for line in rows::LEGEND {
-            writeln!(text, "- {line}")?;
-        }
-        writeln!(text, "\n| start on | ms to /livez | ms to /readyz | idle memory MiB |\n|---|---|---|---|")?;
-        for starts in &self.starts {
-            let column = |values: &[f64]| Spread::of(values.iter().copied()).map(|spread| shown(&spread));
-            let (live, ready) = (column(&starts.live_millis), column(&starts.ready_millis));
-            let (live, ready) = live.zip(ready).context("nothing was started")?;
-            writeln!(text, "| {} | {live} | {ready} | {:.1} |", starts.name, mebibytes(starts.idle_memory))?;
-        }
-        write!(
-            text,
-            "\nMemory of the service on PostgreSQL after all rows: {:.1} MiB.",
-            mebibytes(self.memory_after_load)
-        )?;
-        Ok(text)
-    }
-
     fn json(&self) -> Value {
-        let rows = self.measured.iter().map(|measured| {
-            let column = |of: fn(&Sample) -> Option<f64>| spread(measured.samples.iter().filter_map(of));
-            let ratios = self.ratios(measured).into_iter().map(|(name, ratio)| (name.to_owned(), number(ratio)));
-            json!({
-                "name": measured.row.name,
-                "cpu_us": column(|sample| Some(sample.cpu_micros)),
-                "postgres_cpu_us": column(|sample| sample.database_micros),
-                "requests_per_second": column(|sample| Some(sample.requests_per_second)),
-                "cpu_ratio_to": ratios.collect::<serde_json::Map<_, _>>(),
-            })
-        });
-        let starts = self.starts.iter().map(|starts| {
-            json!({
-                "name": starts.name,
-                "live_ms": spread(starts.live_millis.iter().copied()),
-                "ready_ms": spread(starts.ready_millis.iter().copied()),
-                "idle_memory_bytes": starts.idle_memory,
-            })
-        });
-        let Plan { rounds, accounts, measured, .. } = self.plan;
+        let Plan { rounds, keys, measured, .. } = self.plan;
+        let goals = goals::of(self)
+            .into_iter()
+            .map(|goal| json!({ "what": goal.what, "figure": goal.figure, "bound": goal.bound, "met": goal.is_met() }));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "machine": machine(),
@@ -102,24 +58,57 @@ impl Report {
             "rounds": rounds,
             "seconds": measured.as_secs_f64(),
             "connections": CONNECTIONS,
-            "accounts": accounts,
-            "rows": rows.collect::<Vec<_>>(),
-            "starts": starts.collect::<Vec<_>>(),
-            "memory_after_load_bytes": self.memory_after_load,
+            "keys": keys,
+            "rows": self.measured.iter().map(|measured| self.row(measured)).collect::<Vec<_>>(),
+            "revocations": self.revocations.iter().map(revocations).collect::<Vec<_>>(),
+            "starts": self.starts.iter().map(starts).collect::<Vec<_>>(),
+            "bytes_per_key_in_memory": self.growth.as_ref().map(Growth::bytes_per_key),
+            "instructions_of_forward_auth": self.instructions,
+            "goals": goals.collect::<Vec<_>>(),
         })
     }
 
-    /// The CPU time of each round against that of other rows in the same round.
-    fn ratios(&self, measured: &Measured) -> Vec<(&'static str, Spread)> {
-        let others = measured.row.against.iter().filter(|name| **name != measured.row.name);
-        let ratios = others.filter_map(|name| {
-            let other = self.measured.iter().find(|other| other.row.name == *name)?;
-            let rounds = measured.samples.iter().zip(&other.samples);
-            let ratio = Spread::of(rounds.map(|(own, other)| own.cpu_micros / other.cpu_micros))?;
-            Some((*name, ratio))
+    fn row(&self, measured: &Measured) -> Value {
+        let column = |of: fn(&Sample) -> Option<f64>| spread(measured.samples.iter().filter_map(of));
+        let ratios = goals::comparisons(&self.measured, measured).into_iter().map(|comparison| {
+            let ratios = json!({
+                "cpu": number(comparison.cpu),
+                "postgres_cpu": comparison.database.map(number),
+                "requests_per_second": number(comparison.rate),
+            });
+            (comparison.against.row.to_owned(), ratios)
         });
-        ratios.collect()
+        json!({
+            "name": measured.row.name,
+            "cpu_us": column(|sample| Some(sample.cpu_micros)),
+            "postgres_cpu_us": column(|sample| sample.database_micros),
+            "requests_per_second": column(|sample| Some(sample.requests_per_second)),
+            "p50_ms": column(|sample| Some(sample.p50_millis)),
+            "p99_ms": column(|sample| Some(sample.p99_millis)),
+            "memory_bytes": measured.samples.iter().map(|sample| sample.memory).max(),
+            "ratio_to": ratios.collect::<Map<_, _>>(),
+        })
     }
+}
+
+fn revocations(case: &Revocations) -> Value {
+    let waits = |waits: &Waits| json!({ "p50_ms": waits.p50, "p99_ms": waits.p99, "max_ms": waits.greatest });
+    json!({
+        "replicas": case.replicas,
+        "stopped": case.stopped,
+        "one_at_a_time": waits(&case.one_at_a_time),
+        "many_at_once": waits(&case.many_at_once),
+        "revocations_per_second": case.per_second,
+    })
+}
+
+fn starts(starts: &Starts) -> Value {
+    json!({
+        "name": starts.name,
+        "live_ms": spread(starts.live_millis.iter().copied()),
+        "ready_ms": spread(starts.ready_millis.iter().copied()),
+        "idle_memory_bytes": starts.idle_memory,
+    })
 }
 
 fn spread(values: impl IntoIterator<Item = f64>) -> Value {
@@ -130,19 +119,7 @@ fn number(spread: Spread) -> Value {
     json!({ "median": spread.median, "min": spread.min, "max": spread.max })
 }
 
-/// Median (least-greatest).
-fn shown(spread: &Spread) -> String {
-    let digits = usize::from(spread.median < 100.0);
-    let Spread { median, min, max } = spread;
-    format!("{median:.digits$} ({min:.digits$}-{max:.digits$})")
-}
-
-#[expect(clippy::cast_precision_loss, reason = "no memory holds 2⁵² bytes")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / (1024.0 * 1024.0)
-}
-
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let count = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);

@@ -9,8 +9,10 @@ use anyhow::bail;
 use tokio::time::sleep;
 
 use super::load::ask;
-use super::process::{memory_of, product_command};
+use super::process::memory_of;
 use super::progress;
+use super::rows::Setup;
+use super::service::{Needs, command};
 use super::world::{World, sqlite_url};
 
 /// Nothing waits this long unless something is wrong.
@@ -23,7 +25,7 @@ const REST: Duration = Duration::from_secs(1);
 /// On one kind of database, each list with an entry for each start.
 #[derive(Debug)]
 pub(crate) struct Starts {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Milliseconds from the call that starts the process until /livez is answered.
     pub(crate) live_millis: Vec<f64>,
     /// The same until /readyz says yes.
@@ -36,7 +38,8 @@ pub(crate) struct Starts {
 pub(crate) async fn measure(world: &World<'_>, count: u32) -> anyhow::Result<Vec<Starts>> {
     progress(&format!("starting the service {count} times on each of two SQLite files"));
     let starts = |name| Starts { name, live_millis: Vec::new(), ready_millis: Vec::new(), idle_memory: 0 };
-    let mut kinds = [starts("empty SQLite file"), starts("existing SQLite file")];
+    let existing = world.on_sqlite.keys().count();
+    let mut kinds = [starts("empty SQLite file".to_owned()), starts(format!("SQLite file with {existing} keys"))];
     for round in 1..=count {
         for (number, starts) in kinds.iter_mut().enumerate() {
             let directory = tempfile::tempdir()?;
@@ -52,7 +55,7 @@ pub(crate) async fn measure(world: &World<'_>, count: u32) -> anyhow::Result<Vec
 
 async fn start(database: &str, is_last: bool, starts: &mut Starts) -> anyhow::Result<()> {
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let mut command = product_command(database, &address);
+    let mut command = command(Setup::USUAL, &Needs { database, redis: None }, &address);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let started = Instant::now();
     let mut service = Killed(command.spawn()?);

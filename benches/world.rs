@@ -1,75 +1,85 @@
-//! What a run stands on: the measured processes, their databases, and requests to them.
+//! What a run stands on: the databases with their keys, Redis, the bare programs, and the service whenever it is measured.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tempfile::TempDir;
 
-use super::accounts::{self, Account, Accounts, KEYS_IN_LIST};
-use super::baseline::X_ACCOUNT;
-use super::load::{Load, ask};
+use super::accounts::{self, Accounts, KEYS_IN_LIST};
+use super::load::ask;
 use super::postgres::Postgres;
-use super::process::{Process, memory_of};
-use super::progress;
-use super::rows::{Row, Server, Work};
+use super::process::Process;
+use super::redis::Redis;
+use super::requests::request;
+use super::rows::Setup;
+use super::service::{Fleet, Needs};
+use super::{Plan, progress};
 
-const NEW_KEY: &str = r#"{"name":"Production API"}"#;
+/// Accounts on SQLite whose keys are in the file that the service is started on.
+const KEYS_ON_SQLITE: usize = 100_000;
 
 pub(crate) struct World<'a> {
     pub(crate) postgres: &'a Postgres,
-    session: PgConnection,
-    on_postgres: Accounts,
-    on_sqlite: Accounts,
-    product: Process,
-    product_on_sqlite: Process,
-    baseline: Process,
+    pub(crate) session: PgConnection,
+    pub(crate) on_postgres: Accounts,
+    pub(crate) on_sqlite: Accounts,
+    pub(crate) bare: Fleet,
+    redis: Option<&'a Redis>,
+    /// Folders of processes are numbered.
+    started: usize,
     directory: TempDir,
 }
 
 impl<'a> World<'a> {
-    pub(crate) async fn prepare(postgres: &'a Postgres, count: usize) -> anyhow::Result<Self> {
+    pub(crate) async fn prepare(postgres: &'a Postgres, redis: Option<&'a Redis>, plan: Plan) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("momail-bench.").tempdir()?;
-        let folder = |name: &str| {
-            let folder = directory.path().join(name);
-            fs::create_dir(&folder).map(|()| folder)
-        };
-        progress(&format!("filling both databases with {count} accounts of {KEYS_IN_LIST} keys"));
-        let (session, on_postgres) = accounts::fill_postgres(&postgres.url, postgres.session().await?, count)
-            .await
-            .context("filling PostgreSQL")?;
+        let counts = (plan.keys / KEYS_IN_LIST, plan.writers);
+        progress(&format!("filling PostgreSQL with {} keys", plan.keys));
+        let mut session = postgres.session().await?;
+        let on_postgres =
+            accounts::fill_postgres(&postgres.url, &mut session, counts).await.context("filling PostgreSQL")?;
+        let counts = (plan.keys.min(KEYS_ON_SQLITE) / KEYS_IN_LIST, plan.writers);
+        progress(&format!("filling SQLite with {} keys", counts.0 * KEYS_IN_LIST));
         let sqlite = sqlite_url(&sqlite_file(directory.path()));
-        let on_sqlite = accounts::fill_sqlite(&sqlite, count).await.context("filling SQLite")?;
+        let on_sqlite = accounts::fill_sqlite(&sqlite, counts).await.context("filling SQLite")?;
         // Starts are measured on a file that nobody has open.
         fs::copy(sqlite_file(directory.path()), existing_file(directory.path()))?;
 
-        progress("starting the service and the bare programs");
-        let product = Process::product(&folder("service")?, &postgres.url)?;
-        let product_on_sqlite = Process::product(&folder("service-on-sqlite")?, &sqlite)?;
-        let key = &on_postgres.readers.first().context("there is no account")?.key;
-        let bodies = [("list", "GET", "/v1/api-keys"), ("not-found", "DELETE", "/v1/api-keys/none")];
-        let mut arguments = vec![postgres.url.clone()];
-        for (name, method, path) in bodies {
-            let (_, body) = ask(&product.address, &request(method, path, key, "")).await?;
-            let file = directory.path().join(name);
-            fs::write(&file, body)?;
-            arguments.push(file.to_string_lossy().into_owned());
-        }
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let baseline = Process::baseline(&folder("baseline")?, &arguments)?;
-        let world = Self { postgres, session, on_postgres, on_sqlite, product, product_on_sqlite, baseline, directory };
-        world.compare_lists().await?;
+        let bare = Fleet(Vec::new());
+        let mut world = Self { postgres, session, on_postgres, on_sqlite, bare, redis, started: 0, directory };
+        world.start_bare_programs().await.context("starting the bare programs")?;
         Ok(world)
     }
 
+    /// Their constants are the service's own answers.
+    async fn start_bare_programs(&mut self) -> anyhow::Result<()> {
+        let service = self.start(Setup::USUAL).await?;
+        let service = service.0.first().context("there is no replica")?;
+        let (_, key) = self.on_postgres.keys().next().context("there is no key")?;
+        let mut arguments = vec![self.postgres.url.clone()];
+        for (name, method, path) in [("list", "GET", "/v1/api-keys"), ("not-found", "DELETE", "/v1/api-keys/none")] {
+            let (_, body) = ask(&service.public, &request(method, path, key.expose(), "")).await?;
+            let file = self.directory.path().join(name);
+            fs::write(&file, body)?;
+            arguments.push(file.to_string_lossy().into_owned());
+        }
+        if let Some(redis) = self.redis {
+            arguments.extend(["--redis".to_owned(), redis.url()]);
+        }
+        self.bare.0.push(Process::baseline(&self.directory.path().join("bare"), &arguments)?);
+        self.compare_lists(&service.public).await
+    }
+
     /// A comparison of programs that answer different things would be none.
-    async fn compare_lists(&self) -> anyhow::Result<()> {
-        for account in self.on_postgres.readers.iter().take(10) {
+    async fn compare_lists(&self, service: &str) -> anyhow::Result<()> {
+        let bare = &self.bare.0.first().context("there are no bare programs")?.public;
+        for (_, key) in self.on_postgres.keys().take(10) {
             let mut lists = Vec::new();
-            for (process, path) in [(&self.product, "/v1/api-keys"), (&self.baseline, "/sqlx/list")] {
-                let (_, body) = ask(&process.address, &request("GET", path, &account.key, "")).await?;
+            for (address, path) in [(service, "/v1/api-keys"), (bare, "/sqlx/look-up-and-list")] {
+                let (_, body) = ask(address, &request("GET", path, key.expose(), "")).await?;
                 lists.push(without_uses(&body)?);
             }
             if lists[0] != lists[1] || lists[0]["meta"]["total"] != KEYS_IN_LIST {
@@ -79,43 +89,30 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    pub(crate) fn process(&self, server: Server) -> &Process {
-        match server {
-            Server::Product => &self.product,
-            Server::ProductOnSqlite => &self.product_on_sqlite,
-            Server::Baseline => &self.baseline,
-        }
+    /// Starts the service, which then is the only one on its database.
+    pub(crate) async fn start(&mut self, setup: Setup) -> anyhow::Result<Fleet> {
+        // Replicas of before were killed, and would be waited for until they are known to be gone.
+        sqlx::query("delete from replicas").execute(&mut self.session).await?;
+        self.started += 1;
+        let directory = self.directory.path().join(format!("service-{}", self.started));
+        fs::create_dir(&directory)?;
+        let sqlite = sqlite_url(&sqlite_file(self.directory.path()));
+        let database = if setup.on_sqlite { &sqlite } else { &self.postgres.url };
+        let redis = self.redis.filter(|_| setup.shares_limits).map(Redis::url);
+        Fleet::start(setup, &Needs { database, redis: redis.as_deref() }, &directory)
     }
 
-    /// The requests of a row, no fewer than `spare_keys` if each revokes one.
-    pub(crate) async fn load(&mut self, row: &Row, spare_keys: usize) -> anyhow::Result<Load> {
-        let accounts = if row.server == Server::ProductOnSqlite { &self.on_sqlite } else { &self.on_postgres };
-        let to_each = |accounts: &[Account], method, body| -> Vec<Vec<u8>> {
-            accounts.iter().map(|account| request_of(account, method, row.path, body)).collect()
-        };
-        let requests = match row.work {
-            Work::Get => to_each(&accounts.readers, "GET", ""),
-            Work::Delete => to_each(&accounts.readers, "DELETE", ""),
-            Work::Create => to_each(&accounts.writers, "POST", NEW_KEY),
-            Work::Revoke => {
-                let writers = &self.on_postgres.writers;
-                let ids = accounts::add_spare_keys(&mut self.session, writers, spare_keys).await?;
-                let owned = writers.iter().cycle().zip(ids);
-                owned.map(|(owner, id)| request_of(owner, "DELETE", &format!("{}/{id}", row.path), "")).collect()
-            }
-        };
-        let address = self.process(row.server).address.clone();
-        Ok(Load { address, requests, once: row.work == Work::Revoke, status: row.status })
+    /// Clears away what rows have left behind, which PostgreSQL would do in the middle of another.
+    pub(crate) async fn tidy(&mut self) -> anyhow::Result<()> {
+        let tables = ["accounts", "api_keys", "key_secrets", "changes", "change_counter", "replicas"];
+        let vacuum = AssertSqlSafe(format!("vacuum {}", tables.join(", ")));
+        sqlx::query(vacuum).execute(&mut self.session).await?;
+        Ok(())
     }
 
     /// A database file with keys that no process has open.
     pub(crate) fn existing_file(&self) -> PathBuf {
         existing_file(self.directory.path())
-    }
-
-    /// Resident memory of the service on PostgreSQL, in bytes.
-    pub(crate) fn product_memory(&self) -> anyhow::Result<u64> {
-        memory_of(self.product.pid())
     }
 }
 
@@ -138,19 +135,4 @@ fn without_uses(body: &[u8]) -> anyhow::Result<Value> {
         key["lastUsed"] = Value::Null;
     }
     Ok(list)
-}
-
-fn request_of(account: &Account, method: &str, path: &str, body: &str) -> Vec<u8> {
-    let account_id = account.id.0;
-    let key = format!("{}\r\n{X_ACCOUNT}: {account_id}", account.key);
-    request(method, path, &key, body)
-}
-
-/// A request as a plain client sends it. Every server is sent the same headers, whether it needs them or not.
-fn request(method: &str, path: &str, key: &str, body: &str) -> Vec<u8> {
-    let about_body = match body.len() {
-        0 => String::new(),
-        length => format!("content-type: application/json\r\ncontent-length: {length}\r\n"),
-    };
-    format!("{method} {path} HTTP/1.1\r\nhost: bench\r\nx-api-key: {key}\r\n{about_body}\r\n{body}").into_bytes()
 }

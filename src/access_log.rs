@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 
+use crate::digits::push_decimal;
 use crate::secret::Prefix;
 
 /// How long a line may wait in memory. A process that is killed loses as much.
@@ -130,9 +131,9 @@ impl Line<'_> {
         text.extend_from_slice(b"\",\"route\":\"");
         text.extend_from_slice(self.route.as_bytes());
         text.extend_from_slice(b"\",\"status\":");
-        push_number(text, self.status.into(), 1);
+        push_decimal(text, self.status.into(), 1);
         text.extend_from_slice(b",\"micros\":");
-        push_number(text, micros(self.took), 1);
+        push_decimal(text, micros(self.took), 1);
         text.extend_from_slice(b",\"request_id\":\"");
         text.extend_from_slice(self.request_id);
         if let Some(prefix) = self.key {
@@ -145,13 +146,13 @@ impl Line<'_> {
     fn push_human(&self, text: &mut Vec<u8>) {
         push_timestamp(text, self.at);
         text.extend_from_slice(b"  INFO ");
-        push_number(text, self.status.into(), 3);
+        push_decimal(text, self.status.into(), 3);
         for part in [self.method, self.route] {
             text.push(b' ');
             text.extend_from_slice(part.as_bytes());
         }
         text.push(b' ');
-        push_number(text, micros(self.took), 1);
+        push_decimal(text, micros(self.took), 1);
         text.extend_from_slice("µs id=".as_bytes());
         text.extend_from_slice(self.request_id);
         if let Some(prefix) = self.key {
@@ -175,21 +176,9 @@ fn push_timestamp(text: &mut Vec<u8>, at: DateTime<Utc>) {
         (u64::from(time.nanosecond() / 1_000_000), 3, b'Z'),
     ];
     for (number, digits, end) in parts {
-        push_number(text, number, digits);
+        push_decimal(text, number, digits);
         text.push(end);
     }
-}
-
-/// Decimal, with zeros in front up to so many digits.
-fn push_number(text: &mut Vec<u8>, mut number: u64, digits: usize) {
-    let mut reversed = [b'0'; 20];
-    let mut len = 0;
-    while number > 0 || len < digits {
-        reversed[len] = b'0' + (number % 10) as u8;
-        number /= 10;
-        len += 1;
-    }
-    text.extend(reversed[..len].iter().rev());
 }
 
 fn micros(took: Duration) -> u64 {

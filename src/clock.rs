@@ -1,10 +1,10 @@
 //! The only reader of time; everything else is given an instant or a [`Clock`], so that a test can hold it still.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use governor::nanos::Nanos;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -22,6 +22,8 @@ enum Source {
 struct Held {
     start: DateTime<Utc>,
     elapsed_nanos: AtomicU64,
+    /// How far the wall clock was set forward or back, in milliseconds.
+    stepped_millis: AtomicI64,
 }
 
 impl Clock {
@@ -32,7 +34,11 @@ impl Clock {
 
     /// A clock that stands at `start` until it is advanced.
     pub fn held(start: DateTime<Utc>) -> Self {
-        Self(Source::Held(Arc::new(Held { start, elapsed_nanos: AtomicU64::new(0) })))
+        Self(Source::Held(Arc::new(Held {
+            start,
+            elapsed_nanos: AtomicU64::default(),
+            stepped_millis: AtomicI64::default(),
+        })))
     }
 
     /// Moves a held clock, and all its clones, forward.
@@ -40,10 +46,22 @@ impl Clock {
     /// # Panics
     /// On the system clock, which nobody here can move.
     pub fn advance(&self, by: Duration) {
-        let Source::Held(held) = &self.0 else {
-            panic!("only a held clock can be advanced");
-        };
-        held.elapsed_nanos.fetch_add(nanos(by), Ordering::SeqCst);
+        self.hands().elapsed_nanos.fetch_add(nanos(by), Ordering::SeqCst);
+    }
+
+    /// Sets the wall time of a held clock forward or back, as an operator might; no time passes.
+    ///
+    /// # Panics
+    /// On the system clock, which nobody here can set.
+    pub fn step(&self, millis: i64) {
+        self.hands().stepped_millis.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    fn hands(&self) -> &Held {
+        match &self.0 {
+            Source::Held(held) => held,
+            Source::System { .. } => panic!("only a held clock can be moved"),
+        }
     }
 
     /// The time in UTC, cut to the millisecond: what is judged is then exactly what is shown and stored.
@@ -51,7 +69,9 @@ impl Clock {
     pub fn now(&self) -> DateTime<Utc> {
         let now = match &self.0 {
             Source::System { .. } => Utc::now(),
-            Source::Held(held) => held.start + self.elapsed(),
+            Source::Held(held) => {
+                held.start + self.elapsed() + TimeDelta::milliseconds(held.stepped_millis.load(Ordering::SeqCst))
+            }
         };
         now.trunc_subsecs(3)
     }

@@ -9,6 +9,9 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// 26 characters of 5 bits hold 130 bits, of which a UUID uses the lower 128.
 const ENCODED_LEN: usize = 26;
 
+/// The length of every public form: a mark of four characters before the rest.
+pub(crate) const PUBLIC_LEN: usize = 4 + ENCODED_LEN;
+
 macro_rules! public_id {
     ($(#[$doc:meta])* $name:ident, $mark:literal) => {
         $(#[$doc])*
@@ -19,6 +22,15 @@ macro_rules! public_id {
             /// A new id, later than all that this process made before.
             pub fn new() -> Self {
                 Self(Uuid::now_v7())
+            }
+
+            /// The public form, in ASCII.
+            pub(crate) fn bytes(self) -> [u8; PUBLIC_LEN] {
+                let mut bytes = [0; PUBLIC_LEN];
+                let (mark, encoded) = bytes.split_at_mut($mark.len());
+                mark.copy_from_slice($mark.as_bytes());
+                encoded.copy_from_slice(&encode(self.0));
+                bytes
             }
 
             /// Reads the public form or the plain UUID with its hyphens.
@@ -34,9 +46,7 @@ macro_rules! public_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let encoded = encode(self.0);
-                f.write_str($mark)?;
-                f.write_str(std::str::from_utf8(&encoded).expect("every character comes from the alphabet"))
+                f.write_str(std::str::from_utf8(&self.bytes()).expect("every character comes from the alphabet"))
             }
         }
     };

@@ -1,5 +1,6 @@
 //! What is counted and measured, and its text for Prometheus. No label grows with the number of keys.
 
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,19 +13,36 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::auth::CacheUse;
+use crate::limit::Counting;
 
 /// From a tenth of a millisecond to ten seconds, in seconds.
 const DURATION_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
+/// Of a request's method; the last stands for all others.
+pub(crate) const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "OTHER"];
+/// The answers that are given often enough to be counted without a search.
+const STATUSES: [u16; 15] = [200, 201, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 500, 503];
+
 pub struct Metrics {
     registry: Registry,
+    /// The labels of routes, and for each of them a place for each method.
+    routes: &'static [&'static str],
+    series: Vec<[OnceLock<Series>; METHODS.len()]>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
     failed_keys: Family<ReasonLabels, Counter>,
     limited: Family<LimitLabels, Counter>,
     connections: Gauge,
     gauges: Gauges,
+}
+
+/// What is counted of one route and method, found once: to look it up by its labels for each request would cost as much as the
+/// authentication does.
+struct Series {
+    duration: Histogram,
+    by_status: [OnceLock<Counter>; STATUSES.len()],
 }
 
 /// Gauges that are read from their owners when somebody asks.
@@ -34,6 +52,8 @@ struct Gauges {
     database_idle: Gauge,
     last_used_pending: Gauge,
     last_used_dropped: Counter<u64, AtomicU64>,
+    limits_shared: Gauge,
+    limits_degraded: Gauge,
     limiter_keys: Gauge,
     limiter_clients: Gauge,
     ready: Gauge,
@@ -50,6 +70,7 @@ pub struct Snapshot {
     pub database: (usize, usize),
     pub last_used_pending: usize,
     pub last_used_dropped: u64,
+    pub counting: Counting,
     pub limiter_keys: usize,
     pub limiter_clients: usize,
     pub ready: bool,
@@ -81,14 +102,9 @@ struct LimitLabels {
     window: &'static str,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Metrics {
-    pub fn new() -> Self {
+    /// `routes` are the labels by whose places requests are counted.
+    pub fn new(routes: &'static [&'static str]) -> Self {
         let mut registry = Registry::default();
         let requests = Family::default();
         registry.register("http_requests", "Answers given", requests.clone());
@@ -110,7 +126,9 @@ impl Metrics {
             ("database_connections", "Connections open to the database", &gauges.database_open),
             ("database_connections_idle", "Those in use by nobody", &gauges.database_idle),
             ("last_used_pending", "Secrets whose last use is in memory", &gauges.last_used_pending),
-            ("limiter_keys", "Keys whose usage is remembered", &gauges.limiter_keys),
+            ("limits_shared", "1 if limits are counted for all replicas together", &gauges.limits_shared),
+            ("limits_degraded", "1 if they should be, and Redis cannot be asked", &gauges.limits_degraded),
+            ("limiter_keys", "Keys whose usage is remembered here", &gauges.limiter_keys),
             ("limiter_clients", "Clients whose failed keys are remembered", &gauges.limiter_clients),
             ("cached_keys", "Keys in memory", &gauges.cached_keys),
             (
@@ -132,12 +150,24 @@ impl Metrics {
         for (name, help, counter) in counted {
             registry.register(name, help, counter.clone());
         }
-        Self { registry, requests, durations, failed_keys, limited, connections, gauges }
+        let series = routes.iter().map(|_| std::array::from_fn(|_| OnceLock::new())).collect();
+        Self { registry, routes, series, requests, durations, failed_keys, limited, connections, gauges }
     }
 
-    pub(crate) fn request(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
-        self.requests.get_or_create(&RequestLabels { route, method, status }).inc();
-        self.durations.get_or_create(&RouteLabels { route, method }).observe(took.as_secs_f64());
+    /// Counts an answer. `route` and `method` are places among the routes' labels and in [`METHODS`].
+    pub(crate) fn request(&self, route: usize, method: usize, status: u16, took: Duration) {
+        let series = self.series[route][method].get_or_init(|| self.series_of(self.routes[route], METHODS[method]));
+        series.duration.observe(took.as_secs_f64());
+        let labels = || RequestLabels { route: self.routes[route], method: METHODS[method], status };
+        match STATUSES.iter().position(|known| *known == status) {
+            Some(place) => series.by_status[place].get_or_init(|| self.requests.get_or_create_owned(&labels())).inc(),
+            None => self.requests.get_or_create(&labels()).inc(),
+        };
+    }
+
+    fn series_of(&self, route: &'static str, method: &'static str) -> Series {
+        let duration = self.durations.get_or_create_owned(&RouteLabels { route, method });
+        Series { duration, by_status: std::array::from_fn(|_| OnceLock::new()) }
     }
 
     pub(crate) fn failed_key(&self, reason: &'static str) {
@@ -160,6 +190,8 @@ impl Metrics {
         gauge(&self.gauges.database_open, open);
         gauge(&self.gauges.database_idle, idle);
         gauge(&self.gauges.last_used_pending, now.last_used_pending);
+        gauge(&self.gauges.limits_shared, (now.counting == Counting::Together).into());
+        gauge(&self.gauges.limits_degraded, (now.counting == Counting::AloneForNow).into());
         gauge(&self.gauges.limiter_keys, now.limiter_keys);
         gauge(&self.gauges.limiter_clients, now.limiter_clients);
         gauge(&self.gauges.ready, now.ready.into());

@@ -20,6 +20,9 @@ const SEPARATOR_AT: usize = PREFIX_AT + PREFIX_LEN;
 const RANDOM_AT: usize = SEPARATOR_AT + 1;
 const CHECKSUM_AT: usize = RANDOM_AT + RANDOM_LEN;
 
+/// The length of what is shown of a key.
+pub(crate) const MASKED_LEN: usize = 10;
+
 /// The length of every key, in characters (all of them ASCII).
 pub const LEN: usize = CHECKSUM_AT + CHECKSUM_LEN;
 
@@ -102,7 +105,7 @@ pub fn has_shape(text: &[u8]) -> bool {
     text.starts_with(MARK)
         && text.len() == LEN
         && text[SEPARATOR_AT] == b'_'
-        && text[PREFIX_AT..SEPARATOR_AT].iter().chain(&text[RANDOM_AT..]).all(|c| ALPHABET.contains(c))
+        && text[PREFIX_AT..SEPARATOR_AT].iter().chain(&text[RANDOM_AT..]).all(|c| is_in_alphabet(*c))
 }
 
 /// Whether a text that is about to be logged, stored or answered holds what looks like a key.
@@ -114,7 +117,7 @@ impl Prefix {
     /// Reads a stored prefix; `None` if it is not 8 characters of the alphabet.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; PREFIX_LEN] = text.as_bytes().try_into().ok()?;
-        bytes.iter().all(|c| ALPHABET.contains(c)).then_some(Self(bytes))
+        bytes.iter().all(|c| is_in_alphabet(*c)).then_some(Self(bytes))
     }
 
     pub fn as_str(&self) -> &str {
@@ -123,7 +126,13 @@ impl Prefix {
 
     /// What lists show of a key: its first 6 characters and four asterisks.
     pub fn masked(&self) -> String {
-        format!("mk_{}****", &self.as_str()[..3])
+        String::from_utf8(self.masked_bytes().to_vec()).expect("every character comes from the alphabet")
+    }
+
+    pub(crate) fn masked_bytes(self) -> [u8; MASKED_LEN] {
+        let mut masked = *b"mk_???****";
+        masked[MARK.len()..MARK.len() + 3].copy_from_slice(&self.0[..3]);
+        masked
     }
 }
 
@@ -153,6 +162,11 @@ impl SecretHash {
     pub fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
+}
+
+/// The alphabet in the form that is looked at for each character of each key.
+fn is_in_alphabet(character: u8) -> bool {
+    character.is_ascii_digit() || character.is_ascii_lowercase()
 }
 
 /// Fills `characters` from the alphabet. A byte of 252 or more is thrown away, so that all 36 are equally likely.

@@ -53,8 +53,8 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
-    if config.redis_url_given {
-        tracing::warn!("shared limits are not available yet: each replica counts for itself");
+    if config.redis.is_none() {
+        tracing::info!("limits are counted by each replica for itself; REDIS_URL lets replicas share them");
     }
 
     let mut start = tokio::spawn(start(app.clone(), config.clone(), clock, migrated, announce));
@@ -101,6 +101,7 @@ fn build(config: &Config, store: Store, last_used: LastUsed, clock: Clock) -> Ap
         clock,
         plans: config.plans,
         max_tracked_keys: config.max_tracked_keys,
+        redis: config.redis.clone(),
         failed_per_minute: config.failed_per_minute,
         allowed_origins: config.allowed_origins.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
@@ -140,7 +141,7 @@ fn listen(settings: &Server, app: &App, stop: &Stop, tasks: &mut JoinSet<()>) ->
     Ok(addresses)
 }
 
-/// Begins what must outlast the last request: the writer of last uses, and the follower of changes.
+/// Begins what must outlast the last request: the writer of last uses, the follower of changes, and the link to Redis.
 fn background(
     app: &App,
     last_used: LastUsed,
@@ -150,6 +151,10 @@ fn background(
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(last_used.run(app.store.clone(), clock.clone(), flush.clone()));
+    let (limits, until) = (app.clone(), flush.clone());
+    tasks.spawn(async move {
+        until.run_until_cancelled(limits.limiter.keep_linked()).await;
+    });
     if let Some(follower) = app.auth.follower() {
         let (migrated, flush) = (Arc::clone(migrated), flush.clone());
         tasks.spawn(async move {
@@ -175,6 +180,7 @@ async fn start(
         make_first_key(&app.store, &clock, announce).await?;
     }
     migrated.notify_one();
+    app.limiter.looked_for_redis().await;
     app.readiness.serve();
     tracing::info!("ready");
     Ok(())

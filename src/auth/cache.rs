@@ -64,8 +64,10 @@ impl Cache {
 
     /// The key with this prefix: from memory while the lease lasts, else from the database. However many ask at once, one reads.
     pub(super) async fn find(&self, store: &Store, prefix: Prefix) -> Result<Option<Arc<Credential>>> {
+        let began = self.clock.elapsed();
+        let is_leased = self.lease.is_valid(began);
         if let Some(known) = self.keys.get(&prefix) {
-            if self.is_leased() {
+            if is_leased {
                 self.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(Some(known));
             }
@@ -74,10 +76,9 @@ impl Cache {
                 outcome => outcome,
             };
         }
-        let began = self.clock.elapsed();
         match self.keys.get_value_or_guard_async(&prefix).await {
-            // Somebody else's read may have begun before ours should have.
-            Ok(known) if self.is_leased() => Ok(Some(known)),
+            // Somebody else's read may have begun before ours should have, but it was kept only if it is true under our lease.
+            Ok(known) if is_leased => Ok(Some(known)),
             Ok(_) => self.read(store, prefix).await,
             Err(place) => {
                 let asked = self.clock.elapsed();

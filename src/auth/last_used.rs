@@ -18,10 +18,11 @@ use crate::store::Store;
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// A secret in use all the time is written this often; until then the list shows the time from memory.
 const REWRITE_AFTER: TimeDelta = TimeDelta::seconds(60);
-/// A secret not used for this long is written with the next batch.
-const AT_REST_AFTER: TimeDelta = TimeDelta::seconds(1);
+/// A secret not used for this long is written with the next batch. Shorter, and very many keys that are each used now and then
+/// would be written at each use.
+const AT_REST_AFTER: TimeDelta = TimeDelta::seconds(5);
 /// What is written stays in memory for longer than a list may take to read what was there before.
-const FORGOTTEN_AFTER: TimeDelta = TimeDelta::seconds(5);
+const FORGOTTEN_AFTER: TimeDelta = TimeDelta::seconds(10);
 /// Secrets written by one statement or transaction: after an outage there may be many, and requests must not wait for them all.
 const MAX_BATCH: usize = 1_000;
 /// Secrets in memory at once; while the database is away and more are used, their uses are lost and counted.

@@ -1,10 +1,14 @@
 //! The promise, explored over random interleavings: once a change has been answered, memory never shows what was before it.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::*;
-use crate::secret::Secret;
+use super::lease::{Forget, Lease, Read};
+use crate::id::AccountId;
+use crate::secret::{Prefix, Secret};
+use crate::store::{Feed, Subject};
 
 const LEASE: Duration = Duration::from_secs(1);
 

@@ -6,7 +6,17 @@ mod cache;
 mod follower;
 mod last_used;
 mod lease;
+#[cfg(test)]
+mod lease_tests;
+#[cfg(test)]
+mod lease_threads_tests;
 mod settle;
+
+/// What threads meet in. The lease is also tried with others in their place, which run threads in every order.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
 
 use std::sync::Arc;
 
@@ -15,7 +25,7 @@ use chrono::{DateTime, Utc};
 pub use self::cache::{Cache, CacheSettings, CacheUse};
 pub use self::follower::Follower;
 pub use self::last_used::LastUsed;
-pub use self::settle::{MAX_LEASE, settle};
+pub use self::settle::{MAX_LEASE, Settler};
 use crate::account::Plan;
 use crate::clock::Clock;
 use crate::id::{AccountId, KeyId};
@@ -106,6 +116,7 @@ pub struct Auth {
     store: Store,
     /// `None` where every request asks the database.
     cache: Option<Arc<Cache>>,
+    settler: Settler,
     last_used: LastUsed,
     clock: Clock,
 }
@@ -113,7 +124,8 @@ pub struct Auth {
 impl Auth {
     pub fn new(store: Store, cache: Option<CacheSettings>, last_used: LastUsed, clock: Clock) -> Self {
         let cache = cache.map(|settings| Arc::new(Cache::new(settings, clock.clone())));
-        Self { store, cache, last_used, clock }
+        let settler = Settler::new(store.clone(), clock.clone());
+        Self { store, cache, settler, last_used, clock }
     }
 
     /// What keeps the cache true, if there is one. It must run for the cache to be believed at all.
@@ -131,7 +143,7 @@ impl Auth {
         if let Some(cache) = &self.cache {
             cache.changed.notify_one();
         }
-        settle(&self.store, &self.clock).await;
+        self.settler.settle().await;
     }
 
     async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {

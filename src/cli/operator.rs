@@ -9,7 +9,7 @@ use super::args::{AccountsCommand, KeyArgument, KeysCommand, Output};
 use super::open;
 use super::output::{say, say_account, say_accounts, say_key, say_keys, say_rotated};
 use crate::account::{Account, Plan};
-use crate::auth;
+use crate::auth::Settler;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::{View, timestamp};
@@ -54,7 +54,7 @@ impl Operator {
             AccountsCommand::SetPlan { account, plan } => {
                 let account = self.find(&account).await?;
                 self.store.set_plan(account.id, plan).await?;
-                auth::settle(&self.store, &self.clock).await;
+                self.settle().await;
                 Ok(say(&format!("{} is on plan {plan} now", account.id)))
             }
         }
@@ -95,10 +95,12 @@ impl Operator {
             }
             KeysCommand::Revoke(key) => {
                 let (account, key) = self.find_key(&key).await?;
-                if !self.store.revoke_key(account, key, self.clock.now()).await? {
+                let was_live = self.store.revoke_key(account, key, self.clock.now()).await?;
+                // Also for a key that was revoked before: whoever did it may not have waited.
+                self.settle().await;
+                if !was_live {
                     bail!(no_key(key));
                 }
-                auth::settle(&self.store, &self.clock).await;
                 Ok(say(&format!("{key} is revoked")))
             }
         }
@@ -109,7 +111,7 @@ impl Operator {
         let Edited::Done(_) = self.store.edit_key(account, key, edit, self.clock.now()).await? else {
             bail!(no_key(key));
         };
-        auth::settle(&self.store, &self.clock).await;
+        self.settle().await;
         Ok(key)
     }
 
@@ -120,7 +122,7 @@ impl Operator {
         let rotation = Rotation { account_id: account, id: key, grace, by, now };
         match self.store.rotate_key(rotation, None, &mut SysRng).await? {
             Carried::Out(Rotated::Done(key, secret)) => {
-                auth::settle(&self.store, &self.clock).await;
+                self.settle().await;
                 Ok(say_rotated(&self.view(plan).rotated(*key, &secret), output.json))
             }
             Carried::Out(Rotated::Refused(Refusal::StillLive(until))) => {
@@ -153,6 +155,11 @@ impl Operator {
             let known: Vec<_> = catalogue.names(Permissions::EVERYTHING).collect();
             anyhow::anyhow!("there is no permission `{name}`; there are {}", known.join(", "))
         })
+    }
+
+    /// Waits until no replica can still believe what was true before a change.
+    async fn settle(&self) {
+        Settler::new(self.store.clone(), self.clock.clone()).settle().await;
     }
 
     async fn find(&self, account: &str) -> anyhow::Result<Account> {

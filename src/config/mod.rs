@@ -18,6 +18,7 @@ use tracing_subscriber::EnvFilter;
 use self::settings::Settings;
 use crate::account::{Allowance, Plans};
 use crate::auth::{CacheSettings, MAX_LEASE};
+use crate::limit::RedisSettings;
 use crate::permission::Catalogue;
 use crate::store::StoreUrl;
 
@@ -30,7 +31,8 @@ pub struct Config {
     pub max_tracked_keys: usize,
     /// How keys are kept in memory; `None` if every request asks the database.
     pub cache: Option<CacheSettings>,
-    pub redis_url_given: bool,
+    /// The Redis that counts for all replicas; `None` if each counts for itself.
+    pub redis: Option<RedisSettings>,
     pub plans: Plans,
     /// The permissions there are.
     pub catalogue: Arc<Catalogue>,
@@ -140,7 +142,7 @@ impl Settings {
             failed_per_minute: self.number("auth.failed_per_minute", 0)?,
             max_tracked_keys: self.number("limits.max_tracked_keys", 1)?,
             cache: self.cache()?,
-            redis_url_given: self.redis_url_given()?,
+            redis: self.redis()?,
             plans: Plans {
                 free: self.allowance("free")?,
                 pro: self.allowance("pro")?,
@@ -169,12 +171,12 @@ impl Settings {
         Ok(is_on.then_some(CacheSettings { max_keys, lease, renew, stale_grace }))
     }
 
-    fn redis_url_given(&self) -> Result<bool, ConfigError> {
-        let url = self.text("limits.redis_url")?;
-        match ["redis://", "rediss://"].iter().any(|scheme| url.starts_with(scheme)) {
-            false if !url.is_empty() => Err(self.refuse("limits.redis_url", "must be redis://… or rediss://…")),
-            given => Ok(given),
+    fn redis(&self) -> Result<Option<RedisSettings>, ConfigError> {
+        let answer_within = self.millis("limits.redis_timeout_ms", 1)?;
+        if self.text("limits.redis_url")?.is_empty() {
+            return Ok(None);
         }
+        Ok(Some(RedisSettings { url: self.parsed("limits.redis_url")?, answer_within }))
     }
 
     fn allowance(&self, plan: &str) -> Result<Allowance, ConfigError> {
@@ -301,7 +303,11 @@ mod tests {
                 ("DATABASE_URL", "sqlite::memory:"),
                 "DATABASE_URL: must be sqlite://FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
             ),
-            (None, ("REDIS_URL", "secret"), "REDIS_URL: must be redis://… or rediss://…"),
+            (
+                None,
+                ("REDIS_URL", "secret"),
+                "REDIS_URL: must be redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], or rediss://… for TLS",
+            ),
             (None, ("MOMAIL_LOG__FORMAT", "xml"), "MOMAIL_LOG__FORMAT: must be \"auto\" or \"json\" or \"human\""),
             (None, ("MOMAIL_AUTH__CACHE", "on"), "MOMAIL_AUTH__CACHE: must be \"lease\" or \"off\""),
             (

@@ -16,11 +16,11 @@ use super::error::{self, ApiError};
 use super::guard::CalledBy;
 use super::{App, ROUTES, cors, verify};
 use crate::access_log::Line;
+use crate::digits::hexadecimal;
+use crate::metrics::METHODS;
 use crate::secret;
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The label of whatever matched no route.
-const NO_ROUTE: &str = "none";
 
 /// Makes request ids without asking the system: a random start for each process, and a count.
 pub(super) struct RequestIds {
@@ -36,14 +36,16 @@ impl RequestIds {
     fn next(&self) -> HeaderValue {
         // An odd factor visits every number once, so neighbours do not look alike in a log.
         let count = self.next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        HeaderValue::try_from(format!("{:016x}{count:016x}", self.process)).expect("hexadecimal digits make a header")
+        let digits = [hexadecimal(self.process), hexadecimal(count)];
+        HeaderValue::from_bytes(digits.as_flattened()).expect("hexadecimal digits make a header")
     }
 }
 
 pub(super) async fn exchange(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| label_of_route(path.as_str()));
-    let method = label_of(request.method());
+    let matched = request.extensions().get::<MatchedPath>();
+    let (route_place, method_place) = (place_of_route(matched), place_of_method(request.method()));
+    let (route, method) = (ROUTES[route_place], METHODS[method_place]);
     // A gateway is no browser: what may cross origins is said by the application behind it.
     let from_gateway = verify::is_route(route);
     let id = request_id(&app, &request);
@@ -64,7 +66,7 @@ pub(super) async fn exchange(State(app): State<App>, request: Request, next: Nex
 
     let status = response.status().as_u16();
     let took = started.elapsed();
-    app.metrics.request(route, method, status, took);
+    app.metrics.request(route_place, method_place, status, took);
     if tracing::enabled!(tracing::Level::INFO) {
         let key = response.extensions().get::<CalledBy>().map(|by| by.0);
         app.access_log.line(&Line { at: app.clock.now(), method, route, status, took, request_id: id.as_bytes(), key });
@@ -101,12 +103,13 @@ fn has_valid_host(request: &Request) -> bool {
     }
 }
 
-fn label_of_route(path: &str) -> &'static str {
-    ROUTES.into_iter().chain(verify::PATHS).find(|route| *route == path).unwrap_or(NO_ROUTE)
+/// Among [`ROUTES`], of which the last stands for whatever matched none.
+fn place_of_route(matched: Option<&MatchedPath>) -> usize {
+    let place = matched.and_then(|path| ROUTES.iter().position(|route| *route == path.as_str()));
+    place.unwrap_or(ROUTES.len() - 1)
 }
 
-/// A label for metrics and logs, of which there are only so many.
-fn label_of(method: &Method) -> &'static str {
-    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
-    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("OTHER")
+/// Among [`METHODS`], of which the last stands for all others.
+fn place_of_method(method: &Method) -> usize {
+    METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1)
 }

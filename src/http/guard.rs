@@ -1,5 +1,6 @@
 //! The way in to `/v1`: who is calling, may that key go on now, and the headers that say how far.
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
@@ -12,6 +13,7 @@ use super::client::client_address;
 use super::error::ApiError;
 use crate::account::{Allowance, Plan};
 use crate::auth::{AuthError, Caller, Denial};
+use crate::digits::push_decimal;
 use crate::limit::{Decision, Quota, Window};
 use crate::permission::Permissions;
 use crate::secret::{self, Prefix};
@@ -71,7 +73,7 @@ pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Deni
         Err(refusal) => return Admission::Refused(refusal.into_response()),
     };
     let plan = caller.plan();
-    match app.limiter.check(caller.key_id(), plan) {
+    match app.limiter.check(caller.key_id(), plan).await {
         Decision::Go(quota) => Admission::Go(caller, quota),
         Decision::Wait(quota, wait) => {
             app.metrics.limited(plan.as_str(), quota.window.as_str());
@@ -150,8 +152,19 @@ fn say_limits(app: &App, plan: Plan, quota: &Quota, headers: &mut HeaderMap) {
     headers.insert(REMAINING, quota.remaining.into());
     headers.insert(RESET, reset.into());
     headers.insert(POLICY, app.policies.of(plan).clone());
-    let state = format!("\"{}\";r={};t={reset_after}", quota.window.as_str(), quota.remaining);
-    headers.insert(STATE, HeaderValue::try_from(state).expect("words and numbers make a header"));
+    headers.insert(STATE, state(quota, reset_after));
+}
+
+/// `"minute";r=19;t=3`
+fn state(quota: &Quota, reset_after: u64) -> HeaderValue {
+    let mut text = Vec::with_capacity(32);
+    text.push(b'"');
+    text.extend_from_slice(quota.window.as_str().as_bytes());
+    text.extend_from_slice(b"\";r=");
+    push_decimal(&mut text, quota.remaining.into(), 1);
+    text.extend_from_slice(b";t=");
+    push_decimal(&mut text, reset_after, 1);
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("words and numbers make a header")
 }
 
 /// The `RateLimit-Policy` of each plan: all its windows, which never change while the process runs.

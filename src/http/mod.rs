@@ -44,7 +44,7 @@ use crate::access_log::AccessLog;
 use crate::account::Plans;
 use crate::auth::{Auth, Cache, CacheSettings, LastUsed};
 use crate::clock::Clock;
-use crate::limit::{FailedKeys, Limiter};
+use crate::limit::{FailedKeys, Limiter, RedisSettings};
 use crate::metrics::{Metrics, Snapshot};
 use crate::store::Store;
 
@@ -62,6 +62,8 @@ pub struct Parts {
     pub plans: Plans,
     /// Keys whose usage the limiter remembers at once.
     pub max_tracked_keys: usize,
+    /// The Redis that counts for all replicas; `None` if each counts for itself.
+    pub redis: Option<RedisSettings>,
     /// Keys that open nothing, for each client and minute; 0 is no limit.
     pub failed_per_minute: u32,
     pub allowed_origins: Vec<String>,
@@ -108,11 +110,11 @@ impl App {
         let Parts { store, last_used, clock, plans, .. } = parts;
         Self(Arc::new(Shared {
             auth: Auth::new(store.clone(), parts.cache, last_used.clone(), clock.clone()),
-            limiter: Limiter::new(&plans, parts.max_tracked_keys, clock.clone()),
+            limiter: Limiter::new(&plans, parts.max_tracked_keys, parts.redis, clock.clone()),
             failed_keys: FailedKeys::new(parts.failed_per_minute, &clock),
             policies: Policies::new(|plan| *plans.of(plan)),
             permission_headers: PermissionHeaders::new(),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&ROUTES),
             readiness: Readiness::default(),
             request_ids: RequestIds::new(),
             cors: Cors::new(&parts.allowed_origins),
@@ -133,6 +135,7 @@ impl App {
             database: self.store.connections(),
             last_used_pending: self.last_used.pending(),
             last_used_dropped: self.last_used.dropped(),
+            counting: self.limiter.counting(),
             limiter_keys: self.limiter.tracked(),
             limiter_clients: self.failed_keys.tracked(),
             ready: self.readiness.is_serving(),
@@ -142,8 +145,14 @@ impl App {
     }
 }
 
-/// Every path there is. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 8] = [
+/// Every path there is, and at last the label of all others. Metrics and logs know requests by these, never by what a client wrote.
+const ROUTES: [&str; 15] = [
+    verify::PATHS[0],
+    verify::PATHS[1],
+    verify::PATHS[2],
+    verify::PATHS[3],
+    verify::PATHS[4],
+    verify::PATHS[5],
     keys::COLLECTION,
     keys::ITEM,
     keys::CURRENT,
@@ -152,6 +161,7 @@ const ROUTES: [&str; 8] = [
     ops::READYZ,
     ops::METRICS,
     openapi::DOCUMENT,
+    "none",
 ];
 
 /// What the public address serves.

@@ -2,8 +2,6 @@
 //!
 //! Whatever stands below its paths, in their query or in a body is the client's, and is not read.
 
-use std::fmt::Write;
-
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -17,8 +15,9 @@ use quick_cache::sync::Cache;
 use super::App;
 use super::guard::{self, Admission};
 use crate::auth::{Caller, Denial};
+use crate::id::PUBLIC_LEN;
 use crate::permission::{Catalogue, Permissions};
-use crate::secret;
+use crate::secret::{self, MASKED_LEN};
 
 /// Two dialects, in every form a gateway may write their paths: some append the client's.
 pub(super) const PATHS: [&str; 6] = [
@@ -46,8 +45,6 @@ const X_AUTH_STATUS: HeaderName = HeaderName::from_static("x-auth-status");
 
 /// As many as an answer has, so that the map need not grow.
 const HEADERS: usize = 16;
-/// An id, another, and a masked prefix.
-const IDENTITY_LEN: usize = 30 + 30 + 10;
 
 pub(super) fn routes() -> Router<App> {
     PATHS.into_iter().fold(Router::new(), |router, path| router.route(path, any(verify)))
@@ -107,16 +104,14 @@ impl Identity {
 
     fn of(app: &App, caller: &Caller) -> Self {
         // One text for all of them: each value is a part of it.
-        let mut text = String::with_capacity(IDENTITY_LEN);
-        let mut write = |part: &dyn std::fmt::Display| {
-            let start = text.len();
-            write!(text, "{part}").expect("a String takes whatever is written to it");
-            start..text.len()
-        };
-        let parts = [write(&caller.key_id()), write(&caller.account_id()), write(&caller.prefix().masked())];
-        let text = Bytes::from(text);
-        let [key_id, account_id, key_prefix] =
-            parts.map(|part| HeaderValue::from_maybe_shared(text.slice(part)).expect("ids and prefixes make headers"));
+        let mut text = Vec::with_capacity(2 * PUBLIC_LEN + MASKED_LEN);
+        text.extend_from_slice(&caller.key_id().bytes());
+        text.extend_from_slice(&caller.account_id().bytes());
+        text.extend_from_slice(&caller.prefix().masked_bytes());
+        let mut rest = Bytes::from(text);
+        let mut next =
+            |len| HeaderValue::from_maybe_shared(rest.split_to(len)).expect("ids and masked prefixes make headers");
+        let (key_id, account_id, key_prefix) = (next(PUBLIC_LEN), next(PUBLIC_LEN), next(MASKED_LEN));
         let plan = HeaderValue::from_static(caller.plan().as_str());
         let permissions = app.permission_headers.of(app.store.catalogue(), caller.permissions());
         Self { key_id, account_id, plan, key_prefix, permissions }

@@ -10,7 +10,7 @@ use governor::middleware::{NoOpMiddleware, StateInformationMiddleware};
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 
-use super::{Quota, Window};
+use super::Quota;
 use crate::clock::Clock;
 
 /// A limit a minute, of which a whole burst may be used at once.
@@ -19,11 +19,11 @@ pub(super) struct Minute {
     limiter: RateLimiter<Bucket, InKey, Clock, StateInformationMiddleware>,
 }
 
-/// When the bucket will be full again, since its limiter was made; `None` until it is first used.
+/// When the bucket will be full again, in nanoseconds since its limiter was made; 0 until it is first used.
 ///
 /// governor finds state by a key that it hashes. Here the state is the key: whoever holds it has found it already.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bucket(Cell<Option<u64>>);
+pub(super) struct Bucket(Cell<u64>);
 
 impl Hash for Bucket {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
@@ -41,8 +41,9 @@ impl StateStore for InKey {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let (outcome, full_at) = judge(bucket.0.get().map(Nanos::new))?;
-        bucket.0.set(Some(full_at.as_u64()));
+        let state = bucket.0.get();
+        let (outcome, full_at) = judge((state > 0).then(|| Nanos::new(state)))?;
+        bucket.0.set(full_at.as_u64());
         Ok(outcome)
     }
 }
@@ -81,9 +82,6 @@ impl Minute {
     }
 
     fn quota(&self, remaining: u32) -> Quota {
-        let limit = self.limit.get();
-        let missing = limit.saturating_sub(remaining);
-        let reset_after = Duration::from_secs(Window::Minute.seconds().into()) * missing / limit;
-        Quota { window: Window::Minute, limit, remaining, reset_after }
+        Quota::of_minute(self.limit.get(), remaining)
     }
 }

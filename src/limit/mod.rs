@@ -1,12 +1,15 @@
-//! May this key go on now, and if not, when? Counted in this process.
+//! May this key go on now, and if not, when? Counted in this process, or in Redis for all replicas together.
 //!
 //! It must not know of HTTP: it is given a key and a plan, and answers with numbers.
 
 mod address;
 mod bucket;
+mod local;
+mod redis_url;
+mod shared;
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,7 +17,9 @@ use quick_cache::UnitWeighter;
 use quick_cache::sync::Cache;
 
 pub use self::address::FailedKeys;
-use self::bucket::{Bucket, Minute};
+use self::local::Local;
+pub use self::redis_url::{InvalidUrl, RedisSettings, RedisUrl};
+use self::shared::Shared;
 use crate::account::{Plan, Plans};
 use crate::clock::Clock;
 use crate::id::KeyId;
@@ -46,6 +51,17 @@ impl Window {
             Self::Day => 86_400,
         }
     }
+
+    /// Which of these windows since the epoch `now` is in.
+    fn index(self, now: DateTime<Utc>) -> u32 {
+        u32::try_from(now.timestamp() / i64::from(self.seconds())).unwrap_or_default()
+    }
+
+    fn until_end(self, index: u32, now: DateTime<Utc>) -> Duration {
+        let end = (i64::from(index) + 1) * i64::from(self.seconds());
+        let end = DateTime::from_timestamp(end, 0).unwrap_or(now);
+        (end - now).to_std().unwrap_or_default()
+    }
 }
 
 /// How one window stands after a request was judged.
@@ -60,6 +76,15 @@ pub struct Quota {
     pub reset_after: Duration,
 }
 
+impl Quota {
+    /// Of a bucket of `limit` tokens with so many in it.
+    fn of_minute(limit: u32, remaining: u32) -> Self {
+        let missing = limit.saturating_sub(remaining);
+        let reset_after = Duration::from_secs(Window::Minute.seconds().into()) * missing / limit;
+        Self { window: Window::Minute, limit, remaining, reset_after }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// With the window that has the fewest requests left; `None` if the plan has no window at all.
@@ -68,172 +93,129 @@ pub enum Decision {
     Wait(Quota, Duration),
 }
 
-/// The limits of every key, counted in this process.
+impl Decision {
+    /// From how each window stands now that the request was judged, and counted if it goes. `None` if it shall not go and no
+    /// window says why.
+    fn of(
+        goes: bool,
+        minute: Option<Result<Quota, (Quota, Duration)>>,
+        counted: [Option<Counted>; 2],
+        now: DateTime<Utc>,
+    ) -> Option<Self> {
+        let counted = counted.into_iter().flatten();
+        if goes {
+            let quotas = minute.and_then(Result::ok).into_iter().chain(counted.map(|counted| counted.quota(now)));
+            // Of two with as few left, the longer window is missed for longer.
+            return Some(Self::Go(
+                quotas.reduce(|fewest, next| if next.remaining > fewest.remaining { fewest } else { next }),
+            ));
+        }
+        let full = counted.filter(Counted::is_full).map(|counted| counted.quota(now));
+        let waits = full.map(|quota| (quota, quota.reset_after)).chain(minute.and_then(Result::err));
+        let (quota, wait) = waits.reduce(|longest, next| if next.1 > longest.1 { next } else { longest })?;
+        Some(Self::Wait(quota, wait))
+    }
+}
+
+/// A clock window with its limit and what was counted in it.
+#[derive(Clone, Copy)]
+struct Counted {
+    window: Window,
+    limit: u32,
+    /// Which of these windows since the epoch.
+    index: u32,
+    used: u32,
+}
+
+impl Counted {
+    /// A limit of 0 is no window.
+    fn new(window: Window, limit: u32, index: u32, used: u32) -> Option<Self> {
+        (limit > 0).then_some(Self { window, limit, index, used })
+    }
+
+    fn is_full(&self) -> bool {
+        self.used >= self.limit
+    }
+
+    fn quota(&self, now: DateTime<Utc>) -> Quota {
+        let remaining = self.limit.saturating_sub(self.used);
+        let reset_after = self.window.until_end(self.index, now);
+        Quota { window: self.window, limit: self.limit, remaining, reset_after }
+    }
+}
+
+/// The limits of every key.
 ///
 /// All of a plan's windows or none: a request that one window refuses takes nothing from the others.
 pub struct Limiter {
-    clock: Clock,
-    plans: [PlanLimits; Plan::ALL.len()],
-    /// Bounded: where more keys are active than fit, those that are seldom seen start afresh.
-    usage: Cache<KeyId, Arc<Mutex<Usage>>>,
+    local: Local,
+    shared: Option<Shared>,
 }
 
-struct PlanLimits {
-    minute: Option<Minute>,
-    hour: u32,
-    day: u32,
-}
-
-struct Usage {
-    plan: Plan,
-    minute: Bucket,
-    hour: Count,
-    day: Count,
-}
-
-/// Requests counted in one clock window.
-#[derive(Clone, Copy, Default)]
-struct Count {
-    /// Which window since the epoch; it never goes back, so that a clock set back gives nothing away.
-    index: i64,
-    used: u32,
+/// Who counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// Each replica for itself, because nothing else is set.
+    Alone,
+    /// All replicas together.
+    Together,
+    /// Each replica for itself, because Redis cannot be asked.
+    AloneForNow,
 }
 
 impl Limiter {
     /// `max_keys` bounds how many keys' usage is remembered at once.
-    pub fn new(plans: &Plans, max_keys: usize, clock: Clock) -> Self {
-        let plans = Plan::ALL.map(|plan| {
-            let allowance = plans.of(plan);
-            PlanLimits {
-                minute: Minute::new(allowance.per_minute, &clock),
-                hour: allowance.per_hour,
-                day: allowance.per_day,
-            }
-        });
-        Self { clock, plans, usage: bounded(max_keys) }
+    pub fn new(plans: &Plans, max_keys: usize, redis: Option<RedisSettings>, clock: Clock) -> Self {
+        let shared = redis.map(|settings| Shared::new(settings, *plans, max_keys, clock.clone()));
+        Self { local: Local::new(plans, max_keys, clock), shared }
     }
 
-    /// Judges one request, and counts it if it may go on.
-    pub fn check(&self, key: KeyId, plan: Plan) -> Decision {
-        let now = self.clock.now();
-        let limits = &self.plans[plan as usize];
-        let usage = get_or_insert(&self.usage, &key, || Mutex::new(Usage::new(plan)));
-        let mut usage = usage.lock().unwrap_or_else(PoisonError::into_inner);
-        usage.enter(plan, now);
-        limits.judge(&mut usage, now)
+    /// Judges one request, and counts it if it may go on. It always has an answer, and soon: where Redis has none, this process
+    /// counts.
+    pub async fn check(&self, key: KeyId, plan: Plan) -> Decision {
+        if let Some(shared) = &self.shared
+            && let Some(decision) = shared.check(key, plan).await
+        {
+            return decision;
+        }
+        self.local.check(key, plan)
     }
 
-    /// Forgets keys whose windows are all full again: they are as good as new.
+    /// Keeps the connection to Redis, for as long as it is polled; without Redis it has nothing to do.
+    pub async fn keep_linked(&self) {
+        match &self.shared {
+            Some(shared) => shared.keep_linked().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until Redis was looked for once: from then on limits are shared, if they can be. It takes two seconds at the most.
+    pub async fn looked_for_redis(&self) {
+        if let Some(shared) = &self.shared {
+            shared.looked().await;
+        }
+    }
+
+    /// Forgets what is as good as new.
     pub fn prune(&self) {
-        let now = self.clock.now();
-        self.usage.retain(|_, usage| {
-            let usage = usage.lock().unwrap_or_else(PoisonError::into_inner);
-            let minute = self.plans[usage.plan as usize].minute.as_ref();
-            let minute_is_full = minute.is_none_or(|minute| minute.is_full(&usage.minute));
-            let hour_is_over = usage.hour.index < index(Window::Hour, now);
-            let day_is_over = usage.day.index < index(Window::Day, now);
-            !(minute_is_full && hour_is_over && day_is_over)
-        });
+        self.local.prune();
+        if let Some(shared) = &self.shared {
+            shared.prune();
+        }
     }
 
-    /// How many keys' usage is remembered.
+    /// How many keys' usage is remembered here.
     pub fn tracked(&self) -> usize {
-        self.usage.len()
-    }
-}
-
-impl Usage {
-    fn new(plan: Plan) -> Self {
-        Self { plan, minute: Bucket::default(), hour: Count::default(), day: Count::default() }
+        self.local.tracked()
     }
 
-    /// Moves on to the plan and the clock windows of this request.
-    fn enter(&mut self, plan: Plan, now: DateTime<Utc>) {
-        if self.plan != plan {
-            // A bucket is measured against its plan's limit; a key that changes its plan gets a full one.
-            self.plan = plan;
-            self.minute = Bucket::default();
-        }
-        self.hour.enter(index(Window::Hour, now));
-        self.day.enter(index(Window::Day, now));
-    }
-}
-
-impl Count {
-    fn enter(&mut self, index: i64) {
-        if index > self.index {
-            *self = Self { index, used: 0 };
+    pub fn counting(&self) -> Counting {
+        match &self.shared {
+            None => Counting::Alone,
+            Some(shared) if shared.is_linked() => Counting::Together,
+            Some(_) => Counting::AloneForNow,
         }
     }
-}
-
-impl PlanLimits {
-    fn judge(&self, usage: &mut Usage, now: DateTime<Utc>) -> Decision {
-        let counted = [(Window::Hour, self.hour, &mut usage.hour), (Window::Day, self.day, &mut usage.day)];
-        let counted = counted.map(|(window, limit, count)| (limit > 0).then_some(Counted { window, limit, count }));
-
-        let mut longest = None;
-        for counted in counted.iter().flatten().filter(|counted| counted.is_full()) {
-            let quota = counted.quota(now);
-            keep_longest(&mut longest, quota, quota.reset_after);
-        }
-        // A look takes nothing: the token is only for a request that the other windows let through.
-        let judge_minute = if longest.is_some() { Minute::look } else { Minute::take };
-        let mut fewest = None;
-        match self.minute.as_ref().map(|minute| judge_minute(minute, &usage.minute)) {
-            Some(Ok(quota)) => fewest = Some(quota),
-            Some(Err((quota, wait))) => keep_longest(&mut longest, quota, wait),
-            None => (),
-        }
-        if let Some((quota, wait)) = longest {
-            return Decision::Wait(quota, wait);
-        }
-        for counted in counted.into_iter().flatten() {
-            counted.count.used += 1;
-            let quota = counted.quota(now);
-            if fewest.is_none_or(|fewest: Quota| quota.remaining <= fewest.remaining) {
-                fewest = Some(quota);
-            }
-        }
-        Decision::Go(fewest)
-    }
-}
-
-/// A clock window with its limit and what it has counted.
-struct Counted<'a> {
-    window: Window,
-    limit: u32,
-    count: &'a mut Count,
-}
-
-impl Counted<'_> {
-    fn is_full(&self) -> bool {
-        self.count.used >= self.limit
-    }
-
-    fn quota(&self, now: DateTime<Utc>) -> Quota {
-        Quota {
-            window: self.window,
-            limit: self.limit,
-            remaining: self.limit.saturating_sub(self.count.used),
-            reset_after: until_end(self.window, self.count.index, now),
-        }
-    }
-}
-
-fn keep_longest(longest: &mut Option<(Quota, Duration)>, quota: Quota, wait: Duration) {
-    if longest.is_none_or(|(_, longest)| longest < wait) {
-        *longest = Some((quota, wait));
-    }
-}
-
-fn index(window: Window, now: DateTime<Utc>) -> i64 {
-    now.timestamp().div_euclid(window.seconds().into())
-}
-
-fn until_end(window: Window, index: i64, now: DateTime<Utc>) -> Duration {
-    let end = DateTime::from_timestamp((index + 1) * i64::from(window.seconds()), 0).unwrap_or(now);
-    (end - now).to_std().unwrap_or_default()
 }
 
 /// A map of so many entries at the most; what is seldom used leaves first. It takes memory as it fills.

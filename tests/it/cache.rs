@@ -11,6 +11,7 @@ on_both_stores!(
     a_key_in_memory_is_not_read_again,
     a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out,
     an_operators_sql_is_heard_of_within_the_lease,
+    a_change_of_very_many_keys_is_heard_of_as_one_of_all,
 );
 
 const KEYS: &str = "/v1/api-keys";
@@ -81,4 +82,36 @@ async fn an_operators_sql_is_heard_of_within_the_lease(database: Database) {
             }
         }
     }
+}
+
+async fn a_change_of_very_many_keys_is_heard_of_as_one_of_all(database: Database) {
+    const MANY: usize = 12_000;
+    let app = TestApp::with(&database, Options::cached()).await;
+    let key = app.key().await;
+    until_leased(&app).await;
+    assert_eq!(app.get(KEYS, &key).await.status, 200);
+    let (numbers, id, hash) = if database.is_postgres() {
+        (format!("select generate_series(1, {MANY})"), "gen_random_uuid()", "sha256('none')")
+    } else {
+        (format!("select 1 union all select i + 1 from n where i < {MANY}"), "randomblob(16)", "randomblob(32)")
+    };
+    let fill = format!(
+        "with recursive n(i) as ({numbers})
+         insert into api_keys (id, account_id, name, created_at)
+         select {id}, k.account_id, 'one of many', k.created_at from n, api_keys k;
+         insert into key_secrets (prefix, key_id, hash, created_at)
+         select substr('00000000' || row_number() over (), length('00000000' || row_number() over ()) - 7), id, {hash}, created_at
+         from api_keys where name = 'one of many';"
+    );
+    database.sql(&fill).await;
+    database.sql("update api_keys set revoked_at = created_at").await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while app.get(KEYS, &key).await.status != 401 {
+        assert!(Instant::now() < deadline, "it is never heard of");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Nobody is made to read them all: whoever is so far behind forgets everything.
+    let feed = app.store.follow(Some(0), uuid::Uuid::now_v7()).await.unwrap();
+    assert!(!feed.is_complete && feed.changes.len() <= 10_001, "{}", feed.changes.len());
+    assert!(feed.latest > 12_000, "{}", feed.latest);
 }

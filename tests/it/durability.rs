@@ -18,7 +18,9 @@ const KEYS: &str = "/v1/api-keys";
 
 async fn of_fifty_kills_none_breaks_a_promise(database: Database) {
     let keys = accounts(&database, 4).await;
-    let settings = unlimited(&database.url);
+    let mut settings = unlimited(&database.url);
+    // A revocation waits for the leases of those who were killed, and shall be answered before the next kill.
+    settings.extend([("MOMAIL_AUTH__LEASE_MS", "20"), ("MOMAIL_AUTH__RENEW_MS", "5")]);
     let mut all = Promises::default();
     let mut service = Service::start(&settings);
     for _ in 0..50 {

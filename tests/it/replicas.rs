@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use tokio::sync::Barrier;
 
 use crate::support::{
-    Connection, Database, Nginx, Reply, Service, json_request, own_address, own_socket, raw_exchange, request,
+    Connection, Database, KeptClient, Nginx, Reply, Service, json_request, own_address, own_socket, raw_exchange,
+    request,
 };
 
 const KEYS: &str = "/v1/api-keys";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Cluster {
     nginx: Nginx,
@@ -250,12 +250,12 @@ async fn a_replica_stops_and_comes_back_without_one_failed_request() {
     let load = (0..12).map(|_| tokio::spawn(live_on(nginx.clone(), key.clone(), is_over.clone())));
     let load: Vec<_> = load.collect();
 
-    wait_until_it_is_asked(&cluster.replicas[0]).await;
+    cluster.replicas[0].wait_until_it_is_asked().await;
     cluster.replicas[0].signal("TERM");
     let status = tokio::task::block_in_place(|| cluster.replicas[0].wait());
     assert!(status.success(), "{status}");
     cluster.replicas[0] = start_replica(&cluster.addresses[0], &cluster.settings);
-    wait_until_it_is_asked(&cluster.replicas[0]).await;
+    cluster.replicas[0].wait_until_it_is_asked().await;
     is_over.store(true, Ordering::SeqCst);
 
     let mut requests = 0;
@@ -270,53 +270,17 @@ async fn a_replica_stops_and_comes_back_without_one_failed_request() {
 /// Makes, uses and deletes keys over one kept connection until told to stop; panics at the first failure. Says how many
 /// requests it made.
 async fn live_on(address: String, key: String, is_over: std::sync::Arc<AtomicBool>) -> usize {
-    let mut client = KeptClient { address, connection: None, requests: 0 };
+    let mut client = KeptClient::new(address);
     while !is_over.load(Ordering::SeqCst) {
-        let reply = client.send(create(&key, "under load")).await;
+        // A pace that leaves the machine to others.
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        let reply = client.send(create(&key, "under load")).await.unwrap();
         assert_eq!(reply.status, 201, "{reply:?}");
         let made = &reply.body["data"];
-        let reply = client.send(request(Method::GET, KEYS, text(made))).await;
+        let reply = client.send(request(Method::GET, KEYS, text(made))).await.unwrap();
         assert_eq!(reply.status, 200, "{reply:?}");
-        let reply = client.send(delete(&key, made)).await;
+        let reply = client.send(delete(&key, made)).await.unwrap();
         assert_eq!(reply.status, 200, "{reply:?}");
     }
     client.requests
-}
-
-/// Keeps its connection for as long as the server does, as every good client.
-struct KeptClient {
-    address: String,
-    connection: Option<Connection>,
-    requests: usize,
-}
-
-impl KeptClient {
-    async fn send(&mut self, request: Request<Body>) -> Reply {
-        // A pace that leaves the machine to others.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => open(&self.address).await,
-        };
-        let reply = connection.send(request).await.unwrap();
-        if reply.header("connection") != "close" {
-            self.connection = Some(connection);
-        }
-        self.requests += 1;
-        reply
-    }
-}
-
-/// Waits until nginx sends requests to this replica.
-async fn wait_until_it_is_asked(replica: &Service) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let metrics = replica.get_internal("/metrics").await;
-        let metrics = String::from_utf8(metrics.bytes).unwrap();
-        if metrics.contains("http_requests_total{route=\"/v1/api-keys\",method=\"GET\",status=\"200\"}") {
-            return;
-        }
-        assert!(Instant::now() < deadline, "nginx does not ask this replica\n{metrics}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -15,6 +15,7 @@ use momail_api_keys::clock::Clock;
 use momail_api_keys::http::{self, App, Parts, Peer};
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
+use momail_api_keys::limit::RedisSettings;
 use momail_api_keys::permission::Permissions;
 use momail_api_keys::store::Store;
 use rand::rngs::SysRng;
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     /// `None` if every request asks the database.
     pub(crate) cache: Option<CacheSettings>,
     pub(crate) allow_options: bool,
+    /// `None` if each replica counts for itself.
+    pub(crate) redis: Option<RedisSettings>,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             body_timeout: Duration::from_secs(5),
             cache: None,
             allow_options: true,
+            redis: None,
         }
     }
 }
@@ -117,6 +121,7 @@ impl TestApp {
             clock: clock.clone(),
             plans: options.plans,
             max_tracked_keys: 10_000,
+            redis: options.redis,
             failed_per_minute: options.failed_per_minute,
             allowed_origins: options.allowed_origins,
             trusted_proxies: options.trusted_proxies,

@@ -92,6 +92,33 @@ impl Connection {
     }
 }
 
+/// A client that keeps its connection for as long as the server does, as every good one.
+pub(crate) struct KeptClient {
+    address: String,
+    connection: Option<Connection>,
+    /// How many were answered.
+    pub(crate) requests: usize,
+}
+
+impl KeptClient {
+    pub(crate) fn new(address: String) -> Self {
+        Self { address, connection: None, requests: 0 }
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<Body>) -> Result<Reply, hyper::Error> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => Connection::open(&self.address).await.unwrap(),
+        };
+        let reply = connection.send(request).await?;
+        if reply.header("connection") != "close" {
+            self.connection = Some(connection);
+        }
+        self.requests += 1;
+        Ok(reply)
+    }
+}
+
 /// Writes bytes to a socket and reads until the other side closes.
 pub(crate) async fn raw_exchange(address: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -1,6 +1,10 @@
 //! What a running service says about itself in figures.
 
+use std::time::{Duration, Instant};
+
 use super::Service;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings under which no test meets a limit by accident.
 const UNLIMITED: [(&str, &str); 5] = [
@@ -24,5 +28,24 @@ impl Service {
         let series = series.filter(|(found, _)| found.is_empty() || found.starts_with('{'));
         let matching = series.filter(|(found, _)| labels.iter().all(|label| found.contains(label)));
         matching.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+    }
+
+    /// Waits until it believes its memory.
+    pub(crate) async fn wait_until_leased(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric("cache_lease_left_millis", &[]).await <= 0.0 {
+            assert!(Instant::now() < deadline, "no lease\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a load balancer sends requests to this replica.
+    pub(crate) async fn wait_until_it_is_asked(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let labels = ["route=\"/v1/api-keys\"", "method=\"GET\"", "status=\"200\""];
+        while self.metric("http_requests_total", &labels).await == 0.0 {
+            assert!(Instant::now() < deadline, "nobody asks this replica\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod app;
 mod browser;
 mod client;
+mod cluster;
 mod database;
 mod document;
 mod figures;
@@ -11,18 +12,23 @@ mod load;
 mod nginx;
 mod operator;
 mod raw;
+mod redis;
+mod register;
 mod relay;
 mod service;
 
 pub(crate) use self::app::{Options, TestApp};
 pub(crate) use self::browser::Site;
-pub(crate) use self::client::{Connection, Reply, json_request, raw_exchange, request};
+pub(crate) use self::client::{Connection, KeptClient, Reply, json_request, raw_exchange, request};
+pub(crate) use self::cluster::Cluster;
 pub(crate) use self::database::{Database, OTHER_PERMISSIONS, PrivatePostgres};
 pub(crate) use self::gateway::{Gateway, Kind, Passage, Upstream};
 pub(crate) use self::load::{Load, Promises, accounts, unlimited};
 pub(crate) use self::nginx::{Nginx, own_address, own_socket};
 pub(crate) use self::operator::Ran;
 pub(crate) use self::raw::{RawAnswer, RawConnection};
+pub(crate) use self::redis::PrivateRedis;
+pub(crate) use self::register::{Client, Doomed, Register, Round, Through};
 pub(crate) use self::relay::Relay;
 pub(crate) use self::service::Service;
 
@@ -47,6 +53,12 @@ macro_rules! on_both_stores {
     };
 }
 pub(crate) use on_both_stores;
+
+/// Whether there is time for long cases: `MOMAIL_TEST_LONG=1`.
+#[expect(clippy::disallowed_methods, reason = "settings of the tests, not of the service")]
+pub(crate) fn is_long() -> bool {
+    std::env::var("MOMAIL_TEST_LONG").is_ok_and(|value| value == "1")
+}
 
 /// An environment variable that `tests/run` sets. A missing one is an error: a skipped store is how stores drift apart.
 #[expect(clippy::disallowed_methods, reason = "settings of the tests, not of the service")]

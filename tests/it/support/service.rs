@@ -1,6 +1,7 @@
 //! The program itself, as a process with real sockets.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,9 +27,18 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    pub(crate) fn program() -> &'static Path {
+        Path::new(PROGRAM)
+    }
+
     /// The program with nothing of this process's environment that could change it.
     pub(crate) fn command() -> Command {
-        let mut command = Command::new(PROGRAM);
+        Self::command_of(Self::program())
+    }
+
+    /// The same for another build of it.
+    fn command_of(program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.env_clear().env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command
     }
@@ -47,16 +57,25 @@ impl Service {
 
     /// Starts a replica on free ports, in an empty folder, and waits until it listens.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
-        let mut service = Self::spawn(settings);
+        Self::start_of(Self::program(), settings)
+    }
+
+    /// The same of another build.
+    pub(crate) fn start_of(program: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut service = Self::spawn_of(program, settings);
         service.wait_until_it_listens();
         service
     }
 
     /// Starts a replica without waiting for anything.
     pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
+        Self::spawn_of(Self::program(), settings)
+    }
+
+    fn spawn_of(program: &Path, settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name| File::create(directory.path().join(name)).unwrap();
-        let child = Self::command()
+        let child = Self::command_of(program)
             .current_dir(directory.path())
             .env("MOMAIL_SERVER__PUBLIC_ADDR", "127.0.0.1:0")
             .env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0")
