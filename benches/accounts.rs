@@ -1,9 +1,12 @@
 //! Accounts and keys by the thousand, drawn here, and how each database takes them quickly.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use momail_api_keys::clock::Clock;
 use momail_api_keys::id::{AccountId, KeyId};
+use momail_api_keys::permission::Catalogue;
 use momail_api_keys::secret::Secret;
 use momail_api_keys::store::{Store, StoreUrl};
 use rand::rngs::SysRng;
@@ -214,7 +217,7 @@ pub(crate) async fn add_spare_keys(
 }
 
 async fn migrate(url: &str) -> anyhow::Result<()> {
-    let store = Store::open(&url.parse::<StoreUrl>()?, 1)?;
+    let store = Store::open(&url.parse::<StoreUrl>()?, 1, Arc::new(Catalogue::new(Vec::new())?))?;
     store.migrate().await?;
     store.close();
     Ok(())

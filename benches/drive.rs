@@ -17,6 +17,7 @@ use momail_api_keys::clock::Clock;
 use momail_api_keys::http::{self, App, Parts};
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
+use momail_api_keys::permission::{Catalogue, Permissions};
 use momail_api_keys::store::{Store, StoreUrl};
 use rand::rngs::SysRng;
 use tokio_util::sync::CancellationToken;
@@ -41,14 +42,18 @@ pub(crate) struct Drive {
 pub(crate) fn run(drive: &Drive) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let store = Store::open(&sqlite_url(&drive.database).parse::<StoreUrl>()?, CONNECTIONS)?;
+        let store = Store::open(
+            &sqlite_url(&drive.database).parse::<StoreUrl>()?,
+            CONNECTIONS,
+            Arc::new(Catalogue::new(Vec::new())?),
+        )?;
         store.migrate().await?;
         // Held, because the system's own cannot be read under valgrind, which hides where Linux keeps it.
         let clock = Clock::held(DateTime::from(SystemTime::now()));
         let now = clock.now();
         let account =
             Account { id: AccountId::new(), name: "bench".to_owned(), plan: Plan::Pro, live_keys: 0, created_at: now };
-        let key = NewKey::new(account.id, KeyName::try_from("bench")?, None, now);
+        let key = NewKey::new(account.id, KeyName::try_from("bench")?, Permissions::EVERYTHING, None, now);
         let secret = store.create_account(account, key, &mut SysRng).await?.secret;
 
         let access_log = Arc::new(AccessLog::new(Form::Json));

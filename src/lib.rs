@@ -6,12 +6,13 @@
 //! An arrow may be followed down only; nothing below `serve` knows the settings.
 //!
 //! ```text
-//! main → cli → serve → server → http → auth → store → key, account → secret, id
+//! main → cli → serve → server → http → auth → store → key, account → secret, permission, id
 //!                │                │ └→ limit, metrics
 //!                └→ config, telemetry
 //! ```
 //!
-//! - [`secret`] is the text its holder has, [`key`] the thing in the database, [`auth::Caller`] the proof that a secret was shown.
+//! - [`secret`] is the text its holder has, [`key`] the thing in the database, [`auth::Caller`] the proof that a secret was shown,
+//!   [`permission`] what a key may do.
 //! - [`store`] alone knows SQL, [`http`] alone knows routes and status codes, [`server`] alone knows connections, [`limit`] alone
 //!   counts requests, [`config`] alone reads the environment, and [`clock`] alone reads the time.
 //! - There is no layer between a handler and the store: a handler is the use case.
@@ -31,6 +32,7 @@ pub mod id;
 pub mod key;
 pub mod limit;
 pub mod metrics;
+pub mod permission;
 pub mod secret;
 pub mod serve;
 pub mod server;

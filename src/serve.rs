@@ -19,6 +19,7 @@ use crate::config::{Config, Server};
 use crate::http::{self, App, Parts};
 use crate::id::AccountId;
 use crate::key::{KeyName, NewKey};
+use crate::permission::Permissions;
 use crate::server::{self, Listener, Stop, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
@@ -38,7 +39,7 @@ const PRUNE_EVERY: Duration = Duration::from_mins(1);
 pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("no signals can be received")?;
     let clock = Clock::system();
-    let store = Store::open(&config.store.url, config.store.max_connections)
+    let store = Store::open(&config.store.url, config.store.max_connections, Arc::clone(&config.catalogue))
         .with_context(|| format!("the database file {} cannot be made", config.store.url))?;
     let last_used = LastUsed::default();
     let app = build(&config, store.clone(), last_used.clone(), clock.clone());
@@ -48,7 +49,7 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let flush = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
-    tasks.spawn(prune(app.clone(), stop.gently.clone()));
+    tasks.spawn(prune(app.clone(), clock.clone(), stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
@@ -213,14 +214,14 @@ async fn make_first_key(store: &Store, clock: &Clock, announce: fn(&str)) -> any
     let account =
         Account { id: AccountId::new(), name: "default".to_owned(), plan: Plan::Pro, live_keys: 0, created_at: now };
     let name = KeyName::try_from("first key").expect("the name is a good one");
-    let key = NewKey::new(account.id, name, None, now);
+    let key = NewKey::new(account.id, name, Permissions::EVERYTHING, None, now);
     if let Some(created) = store.create_first_account(account, key, &mut SysRng).await? {
         announce(&format!("first key: {}", created.secret.expose()));
     }
     Ok(())
 }
 
-async fn prune(app: App, stop: CancellationToken) {
+async fn prune(app: App, clock: Clock, stop: CancellationToken) {
     let mut ticks = interval(PRUNE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -229,6 +230,9 @@ async fn prune(app: App, stop: CancellationToken) {
             _ = ticks.tick() => {
                 app.limiter.prune();
                 app.failed_keys.prune();
+                if app.readiness.is_serving() && let Err(error) = app.store.sweep_answers(clock.now()).await {
+                    tracing::debug!(%error, "kept answers stay until the next round");
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ mod statements;
 
 use std::future::{Ready, ready};
 use std::io::{self, Read, Write};
+use std::sync::{Arc, LazyLock};
 
 use anyhow::Context;
 use axum::Router;
@@ -17,9 +18,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use momail_api_keys::account::Plan;
 use momail_api_keys::clock::Clock;
-use momail_api_keys::http::Key;
+use momail_api_keys::http::View;
 use momail_api_keys::id::KeyId;
 use momail_api_keys::key::ApiKey;
+use momail_api_keys::permission::{Catalogue, Permissions};
 use momail_api_keys::secret::Prefix;
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
@@ -78,9 +80,20 @@ async fn key() -> Result<Response, Failure> {
         prefix: Prefix::parse("a1b2c3d4").context("not a prefix")?,
         created_at: Clock::system().now(),
         expires_at: None,
+        permissions: Permissions::EVERYTHING,
+        disabled_at: None,
         last_used_at: None,
+        earlier_used_at: None,
+        previous: None,
     };
-    json(StatusCode::OK, &Success { success: true, data: Key::new(key, Plan::Pro, Some(NO_LIMIT)), meta: None::<()> })
+    json(StatusCode::OK, &Success { success: true, data: view(Plan::Pro).key(key), meta: None::<()> })
+}
+
+static CATALOGUE: LazyLock<Arc<Catalogue>> =
+    LazyLock::new(|| Arc::new(Catalogue::new(Vec::new()).expect("this service's own permissions are a catalogue")));
+
+fn view(plan: Plan) -> View<'static> {
+    View { plan, rate_limit: Some(NO_LIMIT), catalogue: &CATALOGUE, now: Clock::system().now() }
 }
 
 fn json<T: Serialize>(status: StatusCode, body: &T) -> Result<Response, Failure> {

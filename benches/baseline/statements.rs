@@ -15,9 +15,10 @@ use axum::routing::{delete, get, post};
 use chrono::{DateTime, Utc};
 use momail_api_keys::account::Plan;
 use momail_api_keys::clock::Clock;
-use momail_api_keys::http::{CreatedKey, Key, SHOWN_ONCE};
+use momail_api_keys::http::SHOWN_ONCE;
 use momail_api_keys::id::{AccountId, KeyId};
 use momail_api_keys::key::{ApiKey, KeyName, NewKey};
+use momail_api_keys::permission::Permissions;
 use momail_api_keys::secret::{Prefix, Secret};
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
@@ -25,34 +26,35 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::{Failure, Success, X_ACCOUNT, answer, json};
+use super::{CATALOGUE, Failure, Success, X_ACCOUNT, answer, json, view};
 use crate::accounts::LIMIT;
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
-           (select n from change_counter)
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at,
+           (select n from change_counter), k.permissions, k.disabled_at, s.retires_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
 
 const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at
+    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at, k.permissions, k.disabled_at,
+           s.retires_at
     from api_keys k
-    join key_secrets s on s.key_id = k.id and s.retires_at is null
+    join key_secrets s on s.key_id = k.id
     where k.account_id = $1 and k.revoked_at is null
-    order by k.created_at desc, k.id desc";
+    order by k.created_at desc, k.id desc, s.retires_at desc nulls first";
 
 const CREATE: &str = "
     with account as (
         select id from accounts where id = $2 and live_keys < $6 for no key update
     ), key as (
-        insert into api_keys (id, account_id, name, created_at, expires_at)
-        select $1, id, $3, $4, $5 from account
+        insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
+        select $1, id, $3, $4, $5, $7 from account
         returning id
     )
     insert into key_secrets (prefix, key_id, hash, created_at)
-    select $7, id, $8, $4 from key";
+    select $8, id, $9, $4 from key";
 
 const REVOKE: &str = "
     update api_keys set revoked_at = $3
@@ -95,8 +97,12 @@ async fn show_keys(pool: &Pool, account_id: AccountId, plan: Plan) -> Result<Res
             created_at: row.try_get(3)?,
             expires_at: row.try_get(4)?,
             last_used_at: row.try_get(5)?,
+            permissions: CATALOGUE.from_stored(row.try_get(6)?),
+            disabled_at: row.try_get(7)?,
+            earlier_used_at: None,
+            previous: None,
         };
-        Ok(Key::new(key, plan, Some(LIMIT)))
+        Ok(view(plan).key(key))
     });
     let keys = keys.collect::<Result<Vec<_>, Failure>>()?;
     let total = Total { total: keys.len() };
@@ -106,7 +112,8 @@ async fn show_keys(pool: &Pool, account_id: AccountId, plan: Plan) -> Result<Res
 /// One statement: the insert.
 async fn insert(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Result<Response, Failure> {
     let body: CreateKey<'_> = serde_json::from_slice(&body)?;
-    let key = NewKey::new(account_in(&headers)?, KeyName::try_from(body.name)?, None, Clock::system().now());
+    let (name, permissions) = (KeyName::try_from(body.name)?, Permissions::EVERYTHING);
+    let key = NewKey::new(account_in(&headers)?, name, permissions, None, Clock::system().now());
     let secret = Secret::generate(&mut SysRng)?;
     let (prefix, hash) = (secret.prefix(), secret.hash());
     sqlx::query(CREATE)
@@ -116,11 +123,12 @@ async fn insert(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Re
         .bind(key.created_at)
         .bind(key.expires_at)
         .bind(i64::from(LIMIT))
+        .bind(CATALOGUE.to_stored(key.permissions))
         .bind(prefix.as_str())
         .bind(hash.as_bytes())
         .execute(&mut *pool.lease().await?)
         .await?;
-    let created = CreatedKey::new(&key, &secret, Plan::Pro, Some(LIMIT));
+    let created = view(Plan::Pro).created(&key, &secret);
     json(StatusCode::CREATED, &Success { success: true, data: created, meta: Some(Warning { warning: SHOWN_ONCE }) })
 }
 
@@ -143,6 +151,7 @@ async fn find_account(pool: &Pool, headers: &HeaderMap) -> Result<(AccountId, Pl
     let row = sqlx::query(FIND_CREDENTIAL).bind(prefix).fetch_one(&mut *pool.lease().await?).await?;
     let _hash: &[u8] = row.try_get(0)?;
     let _key_id: Uuid = row.try_get(1)?;
+    let _permissions = CATALOGUE.from_stored(row.try_get(8)?);
     let _times: [Option<DateTime<Utc>>; 3] = [row.try_get(4)?, row.try_get(5)?, row.try_get(6)?];
     Ok((AccountId(row.try_get(2)?), Plan::from_str(row.try_get(3)?)?))
 }

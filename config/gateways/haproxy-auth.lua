@@ -8,7 +8,7 @@ local TIMEOUT_MS = 1000
 -- Sent along as the client wrote them, however often they are there.
 local ASKED_WITH = { "x-api-key", "authorization", "x-request-id" }
 -- Always in the answer, empty if unknown, so that a forged one is overwritten.
-local IDENTITY = { "X-Key-Id", "X-Account-Id", "X-Plan", "X-Key-Prefix" }
+local IDENTITY = { "X-Key-Id", "X-Account-Id", "X-Plan", "X-Key-Prefix", "X-Permissions" }
 local REFUSED_WITH = {
     "content-type", "cache-control", "www-authenticate", "retry-after", "x-request-id", "x-ratelimit-limit",
     "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit", "ratelimit-policy",

@@ -30,6 +30,7 @@ use crate::account::Plan;
 use crate::clock::Clock;
 use crate::id::{AccountId, KeyId};
 use crate::key::{Credential, Standing};
+use crate::permission::Permissions;
 use crate::secret::{Malformed, Prefix, Secret};
 use crate::store::{Store, StoreError};
 
@@ -53,6 +54,11 @@ impl Caller {
     pub fn prefix(&self) -> Prefix {
         self.0.prefix
     }
+
+    /// What the key may do.
+    pub fn permissions(&self) -> Permissions {
+        self.0.permissions
+    }
 }
 
 /// Why a presented text opens nothing. The log and the metrics know; the client is told one sentence for all but [`Denial::Expired`].
@@ -67,6 +73,7 @@ pub enum Denial {
     Unknown,
     WrongSecret,
     Revoked,
+    Disabled,
     /// Shown with its right secret, so its holder may be told since when.
     Expired(DateTime<Utc>),
 }
@@ -82,6 +89,7 @@ impl Denial {
             Self::Unknown => "unknown",
             Self::WrongSecret => "wrong_secret",
             Self::Revoked => "revoked",
+            Self::Disabled => "disabled",
             Self::Expired(_) => "expired",
         }
     }
@@ -135,10 +143,20 @@ impl Auth {
     /// # Errors
     /// If nobody can say that they do not; the change is made all the same.
     pub async fn settle(&self) -> Result<(), StoreError> {
+        self.hear_of_change();
+        self.settler.settle().await
+    }
+
+    /// The same for an answer that must not be lost: it waits for longer rather than fail.
+    pub async fn settle_surely(&self) {
+        self.hear_of_change();
+        self.settler.settle_surely().await;
+    }
+
+    fn hear_of_change(&self) {
         if let Some(cache) = &self.cache {
             cache.changed.notify_one();
         }
-        self.settler.settle().await
     }
 
     async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {
@@ -161,6 +179,7 @@ impl Auth {
         let now = self.clock.now();
         match credential.standing(now) {
             Standing::Revoked => denied(Denial::Revoked),
+            Standing::Disabled => denied(Denial::Disabled),
             Standing::Expired(since) => denied(Denial::Expired(since)),
             Standing::Live => {
                 self.last_used.record(credential.prefix, now, credential.never_used);

@@ -65,6 +65,16 @@ impl Settler {
         }
     }
 
+    /// The same for an answer that must not be lost: when nobody can say who is to be waited for, it waits until the longest lease
+    /// there may be has ended.
+    pub async fn settle_surely(&self) {
+        let committed = self.clock.elapsed();
+        if self.settle().await.is_err() {
+            let waited = self.clock.elapsed().saturating_sub(committed);
+            sleep((MAX_LEASE + MAX_LEASE / 100).saturating_sub(waited)).await;
+        }
+    }
+
     /// What the list says now. Of many who ask at once, one looks for those who have begun to wait before it.
     async fn look(&self) -> Result<Followers> {
         let asked = self.clock.elapsed();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::account::Account;
-use crate::http::{CreatedKey, Key, SHOWN_ONCE, timestamp};
+use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View, timestamp};
 use crate::store::CreatedAccount;
 
 #[derive(Serialize)]
@@ -76,10 +76,10 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("our own types have text as the names of their members")
 }
 
-pub(super) fn say_account(created: &CreatedAccount, rate_limit: Option<u32>, as_json: bool) -> ExitCode {
+pub(super) fn say_account(created: &CreatedAccount, view: &View<'_>, as_json: bool) -> ExitCode {
     let CreatedAccount { account, key, secret } = created;
     if as_json {
-        let key = CreatedKey::new(key, secret, account.plan, rate_limit);
+        let key = view.created(key, secret);
         let (account_id, plan) = (account.id.to_string(), account.plan.as_str());
         return say_json_once(&AccountWithKey { account_id, plan, key });
     }
@@ -122,6 +122,17 @@ pub(super) fn say_key(key: &CreatedKey, as_json: bool) -> ExitCode {
     say_once(&format!("key  {}  {}\n\n{}\n\n{SHOWN_ONCE}", key.key_id, key.name, key.api_key))
 }
 
+pub(super) fn say_rotated(key: &RotatedKey, as_json: bool) -> ExitCode {
+    if as_json {
+        return say_json_once(key);
+    }
+    let before = key.previous_secret.as_ref().map_or_else(
+        || "The secret before opens nothing any more.".to_owned(),
+        |previous| format!("The secret before, {}, works until {}.", previous.key_prefix, previous.retires_ts),
+    );
+    say_once(&format!("key  {}  {}\n\n{}\n\n{SHOWN_ONCE}\n{before}", key.key_id, key.name, key.api_key))
+}
+
 pub(super) fn say_keys(keys: &[Key], as_json: bool) -> ExitCode {
     if as_json {
         return say_json(&keys);
@@ -132,9 +143,10 @@ pub(super) fn say_keys(keys: &[Key], as_json: bool) -> ExitCode {
     let or_never = |at: &Option<String>| at.clone().unwrap_or_else(|| "never".to_owned());
     let rows = keys.iter().map(|key| {
         let (id, prefix) = (key.key_id.clone(), key.key_prefix.clone());
-        [id, prefix, or_never(&key.last_used), key.created_at.clone(), or_never(&key.expiration_ts), key.name.clone()]
+        let (last_used, expires) = (or_never(&key.last_used), or_never(&key.expiration_ts));
+        [id, prefix, key.status.to_owned(), last_used, key.created_at.clone(), expires, key.name.clone()]
     });
-    say(&table(["KEY", "PREFIX", "LAST USED", "CREATED", "EXPIRES", "NAME"], &rows.collect::<Vec<_>>()))
+    say(&table(["KEY", "PREFIX", "STATUS", "LAST USED", "CREATED", "EXPIRES", "NAME"], &rows.collect::<Vec<_>>()))
 }
 
 /// Columns as wide as their widest cell; names come last, since they may be of any width.

@@ -8,6 +8,7 @@ mod settings;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,6 +19,7 @@ use self::settings::Settings;
 use crate::account::{Allowance, Plans};
 use crate::auth::{CacheSettings, MAX_LEASE};
 use crate::limit::RedisSettings;
+use crate::permission::Catalogue;
 use crate::store::StoreUrl;
 
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Config {
     /// The Redis that counts for all replicas; `None` if each counts for itself.
     pub redis: Option<RedisSettings>,
     pub plans: Plans,
+    /// The permissions there are.
+    pub catalogue: Arc<Catalogue>,
     pub allowed_origins: Vec<String>,
     pub trusted_proxies: Vec<IpNet>,
     /// Whether forward auth lets OPTIONS through without a key.
@@ -144,6 +148,7 @@ impl Settings {
                 pro: self.allowance("pro")?,
                 enterprise: self.allowance("enterprise")?,
             },
+            catalogue: self.catalogue("permissions.others")?,
             allowed_origins: self.origins("cors.allowed_origins")?,
             trusted_proxies: self.networks("proxies.trusted")?,
             allow_options: self.boolean("gateway.allow_options")?,
@@ -178,6 +183,11 @@ impl Settings {
         let of = |name: &str| self.number(&format!("plans.{plan}.{name}"), 0);
         let max_keys = self.number(&format!("plans.{plan}.max_keys"), 1)?;
         Ok(Allowance { per_minute: of("per_minute")?, per_hour: of("per_hour")?, per_day: of("per_day")?, max_keys })
+    }
+
+    fn catalogue(&self, name: &str) -> Result<Arc<Catalogue>, ConfigError> {
+        let catalogue = Catalogue::new(self.list(name)?);
+        catalogue.map(Arc::new).map_err(|error| self.refuse(name, &error.to_string()))
     }
 
     fn origins(&self, name: &str) -> Result<Vec<String>, ConfigError> {

@@ -4,16 +4,18 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, OptionalFromRequest, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::App;
 use super::error::{ApiError, Fields};
+use crate::permission::{Catalogue, Permissions, UnknownPermission};
 use crate::secret;
 
 /// No request of ours needs more.
@@ -24,9 +26,20 @@ pub(crate) const MAX_BODY_BYTES: usize = 64 * 1024;
 pub(crate) struct Members {
     members: Vec<(String, Value)>,
     problems: Fields,
+    digest: [u8; 32],
 }
 
 impl Members {
+    /// What a body says that was left out.
+    pub(crate) fn none() -> Self {
+        Self { members: Vec::new(), problems: Fields::new(), digest: Sha256::digest([]).into() }
+    }
+
+    /// SHA-256 of the body as it was sent.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
     /// A text that must be there.
     pub(crate) fn text<T>(&mut self, name: &str) -> Option<T>
     where
@@ -54,6 +67,46 @@ impl Members {
         }
     }
 
+    /// A text that may be absent.
+    pub(crate) fn given_text<T>(&mut self, name: &str) -> Option<T>
+    where
+        T: for<'a> TryFrom<&'a str, Error: fmt::Display>,
+    {
+        if self.has(name) { self.text(name) } else { None }
+    }
+
+    pub(crate) fn given_boolean(&mut self, name: &str) -> Option<bool> {
+        match self.take(name)? {
+            Value::Bool(value) => Some(value),
+            _ => self.refuse(name, "must be true or false"),
+        }
+    }
+
+    /// Whether a member is there, be it `null`, and not taken yet.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.members.iter().any(|(member, _)| member == name)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.problems.is_empty()
+    }
+
+    /// A list of permissions that may be absent or `null`.
+    pub(crate) fn optional_permissions(&mut self, name: &str, catalogue: &Catalogue) -> Option<Permissions> {
+        let value = self.take(name)?;
+        let names = match &value {
+            Value::Null => return None,
+            Value::Array(items) => items.iter().map(Value::as_str).collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let Some(names) = names else { return self.refuse(name, "must be a list of permissions or null") };
+        let set = catalogue.parse(names).map_err(|UnknownPermission(unknown)| {
+            let known: Vec<_> = catalogue.names(Permissions::EVERYTHING).collect();
+            format!("there is no {}; there are {}", shown(unknown), known.join(", "))
+        });
+        self.accept(name, set)
+    }
+
     /// Refuses all that was wrong, and whatever nobody took.
     pub(crate) fn end(mut self) -> Result<(), ApiError> {
         for (name, _) in std::mem::take(&mut self.members) {
@@ -77,6 +130,19 @@ impl Members {
     }
 }
 
+/// A body that may be left out.
+impl OptionalFromRequest<App> for Members {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Option<Self>, ApiError> {
+        if request.headers().contains_key(CONTENT_TYPE) {
+            return <Self as FromRequest<App>>::from_request(request, app).await.map(Some);
+        }
+        let bytes = read(request, app.body_timeout).await?;
+        if bytes.is_empty() { Ok(None) } else { Err(ApiError::UnsupportedMediaType) }
+    }
+}
+
 impl FromRequest<App> for Members {
     type Rejection = ApiError;
 
@@ -85,7 +151,9 @@ impl FromRequest<App> for Members {
             return Err(ApiError::UnsupportedMediaType);
         }
         let bytes = read(request, app.body_timeout).await?;
-        serde_json::from_slice(&bytes).map_err(|error| {
+        let members =
+            serde_json::from_slice(&bytes).map(|members| Self { digest: Sha256::digest(&bytes).into(), ..members });
+        members.map_err(|error| {
             let problem = match error.classify() {
                 // The parser's own words would quote what it found instead, which may be a key.
                 serde_json::error::Category::Data => format!("must be a JSON object of at most {MAX_MEMBERS} members"),
@@ -145,14 +213,14 @@ impl<'de> Visitor<'de> for MembersVisitor {
                 return Err(serde::de::Error::custom(format_args!("more than {MAX_MEMBERS} members")));
             }
         }
-        Ok(Members { members, problems })
+        Ok(Members { members, problems, ..Members::none() })
     }
 }
 
-/// A member's name as an answer may repeat it.
+/// A name as an answer may repeat it.
 fn shown(name: String) -> String {
     const LONGEST: usize = 100;
-    if name.len() > LONGEST || secret::appears_in(name.as_bytes()) { "(a member)".to_owned() } else { name }
+    if name.len() > LONGEST || secret::appears_in(name.as_bytes()) { "(a name)".to_owned() } else { name }
 }
 
 /// More than any object of ours has; it bounds the search for names that are there twice.

@@ -11,8 +11,8 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 
-const METHODS: &str = "GET, HEAD, POST, DELETE";
-const REQUEST_HEADERS: &str = "X-API-Key, Authorization, Content-Type, X-Request-Id";
+const METHODS: &str = "GET, HEAD, POST, PATCH, DELETE";
+const REQUEST_HEADERS: &str = "X-API-Key, Authorization, Content-Type, Idempotency-Key, X-Request-Id";
 const RESPONSE_HEADERS: &str = "X-Request-Id, Location, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, \
                                 X-RateLimit-Reset, RateLimit, RateLimit-Policy";
 /// Two hours, the longest that browsers heed, in seconds.

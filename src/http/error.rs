@@ -15,7 +15,7 @@ use crate::auth::{AuthError, Denial};
 use crate::limit::Quota;
 use crate::store::StoreError;
 
-/// How long clients should wait when a dependency is away, in seconds.
+/// How long clients should wait for what will soon have passed, in seconds.
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;
 
 /// Why a request is refused. Causes of 5xx go to the log and nowhere else.
@@ -25,10 +25,20 @@ pub enum ApiError {
     Invalid(Fields),
     Unauthorized,
     Expired(DateTime<Utc>),
+    /// The key lacks these permissions.
+    NotPermitted {
+        missing: Vec<String>,
+    },
     /// The plan's number of keys is reached.
     TooManyKeys {
         limit: u32,
     },
+    /// A key has two secrets already, one of them until this instant.
+    TwoSecrets(DateTime<Utc>),
+    /// An `Idempotency-Key` that another request has had.
+    OtherRequest,
+    /// An `Idempotency-Key` whose request is still being carried out.
+    StillRunning,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -83,6 +93,7 @@ enum Code {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    Conflict,
     PayloadTooLarge,
     UnsupportedMediaType,
     RateLimitExceeded,
@@ -111,9 +122,17 @@ impl ApiError {
                 let message = format!("The API key expired at {}.", wire::timestamp(*since));
                 (S::UNAUTHORIZED, Code::Unauthorized, message, None)
             }
+            Self::NotPermitted { missing } => {
+                let message = format!("The key is not permitted to do this: it lacks {}.", missing.join(", "));
+                (S::FORBIDDEN, Code::Forbidden, message, Some(json!({ "reason": "permission", "missing": missing })))
+            }
             Self::TooManyKeys { limit } => {
                 let message = format!("The plan allows {limit} keys, and the account has them all. Delete one first.");
                 (S::FORBIDDEN, Code::Forbidden, message, Some(json!({ "reason": "max_keys", "limit": limit })))
+            }
+            Self::TwoSecrets(_) | Self::OtherRequest | Self::StillRunning => {
+                let (message, details) = self.conflict();
+                (S::CONFLICT, Code::Conflict, message, details)
             }
             Self::NotFound => plain(S::NOT_FOUND, Code::NotFound, "There is nothing here."),
             Self::MethodNotAllowed => {
@@ -149,10 +168,31 @@ impl ApiError {
         }
     }
 
+    fn conflict(&self) -> (String, Option<Value>) {
+        match self {
+            Self::TwoSecrets(until) => {
+                let until = wire::timestamp(*until);
+                let message = format!(
+                    "The key was rotated lately, and the secret before still works until {until}. \
+                     End it first: PATCH the key with {{\"retireNow\": true}}."
+                );
+                (message, Some(json!({ "reason": "two_secrets", "retiresTs": until })))
+            }
+            Self::StillRunning => {
+                ("A request with this Idempotency-Key is still running. Ask again shortly.".to_owned(), None)
+            }
+            _ => {
+                let message = "This Idempotency-Key belongs to another request of the last hour, or of another API key. \
+                               Use a new one.";
+                (message.to_owned(), None)
+            }
+        }
+    }
+
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. } | Self::TooManyFailures { retry_after, .. } => Some(*retry_after),
-            Self::Unavailable(_) => Some(UNAVAILABLE_RETRY_AFTER),
+            Self::Unavailable(_) | Self::StillRunning => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         }
     }

@@ -4,13 +4,22 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
 use super::App;
-use super::error::{ApiError, Fields};
+use super::error::ApiError;
+use super::guard::Admitted;
 use crate::auth::Caller;
 use crate::id::KeyId;
-use crate::secret;
 
 /// What the guard left. A handler mounted outside the guard answers 401, not everybody.
 impl FromRequestParts<App> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        parts.extensions.get::<Admitted>().map(|admitted| admitted.caller.clone()).ok_or(ApiError::Unauthorized)
+    }
+}
+
+/// The same with how far the key may still go.
+impl FromRequestParts<App> for Admitted {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
@@ -25,24 +34,5 @@ impl FromRequestParts<App> for KeyId {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let text = Path::<String>::from_request_parts(parts, app).await.map_err(|_| ApiError::NotFound)?;
         Self::parse(&text).ok_or(ApiError::NotFound)
-    }
-}
-
-/// A query string with nothing in it: a parameter that is ignored would be believed to work.
-pub(super) struct NoQuery;
-
-impl FromRequestParts<App> for NoQuery {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
-        let parameters = parts.uri.query().unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
-        let problems: Fields = parameters
-            .map(|parameter| {
-                let name = parameter.split('=').next().unwrap_or_default();
-                let name = if secret::appears_in(name.as_bytes()) { "(a parameter)" } else { name };
-                (name.to_owned(), "there is no such parameter".to_owned())
-            })
-            .collect();
-        if problems.is_empty() { Ok(Self) } else { Err(ApiError::Invalid(problems)) }
     }
 }

@@ -15,6 +15,7 @@ use crate::account::{Allowance, Plan};
 use crate::auth::{AuthError, Caller, Denial};
 use crate::digits::push_decimal;
 use crate::limit::{Decision, Quota, Window};
+use crate::permission::Permissions;
 use crate::secret::{self, Prefix};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -28,6 +29,13 @@ const STATE: HeaderName = HeaderName::from_static("ratelimit");
 #[derive(Clone, Copy)]
 pub(super) struct CalledBy(pub(super) Prefix);
 
+/// Left on the request for the handler: who is calling, and the window with the fewest requests left, if there is any.
+#[derive(Clone)]
+pub(super) struct Admitted {
+    pub(super) caller: Caller,
+    pub(super) quota: Option<Quota>,
+}
+
 /// What a request's key is good for now.
 pub(super) enum Admission {
     /// It is counted. Whatever is answered is to be handed to [`mark`].
@@ -35,15 +43,21 @@ pub(super) enum Admission {
     Refused(Response),
 }
 
-/// Lets a request through with its [`Caller`], or refuses it before a byte of its body is read.
-pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Lets a request through with its [`Caller`], if the key is permitted what is needed, or refuses it before a byte of its body
+/// is read.
+pub(super) async fn guard(State((app, needed)): State<(App, Permissions)>, request: Request, next: Next) -> Response {
     let (mut head, body) = request.into_parts();
     let (caller, quota) = match admit(&app, &head, presented(&head)).await {
         Admission::Go(caller, quota) => (caller, quota),
         Admission::Refused(refusal) => return refusal,
     };
-    head.extensions.insert(caller.clone());
-    let mut response = next.run(Request::from_parts(head, body)).await;
+    let mut response = match app.permit(&caller, needed) {
+        Ok(()) => {
+            head.extensions.insert(Admitted { caller: caller.clone(), quota });
+            next.run(Request::from_parts(head, body)).await
+        }
+        Err(refusal) => refusal.into_response(),
+    };
     mark(&app, &caller, quota, &mut response);
     response
 }

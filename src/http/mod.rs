@@ -5,6 +5,7 @@
 mod body;
 mod client;
 mod cors;
+mod endpoint;
 mod error;
 mod exchange;
 mod extract;
@@ -12,6 +13,8 @@ mod guard;
 mod keys;
 mod openapi;
 mod ops;
+mod query;
+mod retry;
 mod verify;
 mod wire;
 
@@ -21,19 +24,21 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{delete, get};
+use axum::routing::get;
 use ipnet::IpNet;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::client::Peer;
 use self::cors::Cors;
+pub use self::endpoint::{Endpoint, endpoints};
 pub use self::error::ApiError;
 use self::exchange::RequestIds;
 use self::guard::Policies;
-pub use self::keys::{CreatedKey, Key, SHOWN_ONCE};
+pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View};
 pub use self::openapi::text as openapi_document;
 pub use self::ops::Readiness;
+use self::verify::PermissionHeaders;
 pub use self::wire::timestamp;
 use crate::access_log::AccessLog;
 use crate::account::Plans;
@@ -82,6 +87,7 @@ pub struct Shared {
     clock: Clock,
     plans: Plans,
     policies: Policies,
+    permission_headers: PermissionHeaders,
     request_ids: RequestIds,
     cors: Cors,
     trusted_proxies: Vec<IpNet>,
@@ -107,6 +113,7 @@ impl App {
             limiter: Limiter::new(&plans, parts.max_tracked_keys, parts.redis, clock.clone()),
             failed_keys: FailedKeys::new(parts.failed_per_minute, &clock),
             policies: Policies::new(|plan| *plans.of(plan)),
+            permission_headers: PermissionHeaders::new(),
             metrics: Metrics::new(&ROUTES),
             readiness: Readiness::default(),
             request_ids: RequestIds::new(),
@@ -139,7 +146,7 @@ impl App {
 }
 
 /// Every path there is, and at last the label of all others. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 13] = [
+const ROUTES: [&str; 15] = [
     verify::PATHS[0],
     verify::PATHS[1],
     verify::PATHS[2],
@@ -148,6 +155,8 @@ const ROUTES: [&str; 13] = [
     verify::PATHS[5],
     keys::COLLECTION,
     keys::ITEM,
+    keys::CURRENT,
+    keys::ROTATE,
     ops::LIVEZ,
     ops::READYZ,
     ops::METRICS,
@@ -157,14 +166,7 @@ const ROUTES: [&str; 13] = [
 
 /// What the public address serves.
 pub fn public(app: &App) -> Router {
-    let behind_a_key = from_fn_with_state(app.clone(), guard::guard);
-    // The guard is on the methods, not on the paths: another path is 404 and another method 405, with a key or without.
-    let routes = Router::new()
-        .route(keys::COLLECTION, get(keys::list).post(keys::create).route_layer(behind_a_key.clone()))
-        .route(keys::ITEM, delete(keys::revoke).route_layer(behind_a_key))
-        .route(openapi::DOCUMENT, get(openapi::document))
-        .merge(health());
-    in_layers(app, routes)
+    in_layers(app, endpoint::routes(app).route(openapi::DOCUMENT, get(openapi::document)).merge(health()))
 }
 
 /// What the internal address serves.

@@ -20,14 +20,16 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{Modify, OpenApi};
 
 use super::error::Refusal;
-use super::{App, keys, ops};
+use super::{App, endpoints, keys, ops};
+use crate::permission::{Catalogue, Permissions};
 
 pub(super) const DOCUMENT: &str = "/openapi.json";
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "MoMail API keys", description = "Issues, lists and revokes API keys. Every answer carries X-Request-Id."),
-    paths(keys::list, keys::create, keys::revoke, ops::livez, ops::readyz, document),
+    paths(keys::list, keys::create, keys::show, keys::edit, keys::revoke, keys::rotate, keys::show_current, keys::revoke_current,
+        ops::livez, ops::readyz, document),
     components(schemas(Refusal)),
     modifiers(&CommonAnswers),
     tags((name = "keys", description = "An account's API keys"), (name = "operations", description = "For load balancers"))
@@ -86,18 +88,24 @@ const LIMITS: &[&str] =
 
 const BEHIND_A_KEY: [Answer; 6] = [
     ("400", "The body, the query or a header is not valid; `details.fields` names what is wrong", &[]),
-    ("401", "No key, or one that is malformed, unknown, revoked or expired", &["WWW-Authenticate"]),
+    ("401", "No key, or one that is malformed, unknown, disabled, revoked or expired", &["WWW-Authenticate"]),
     ("405", "Another method; `Allow` lists those there are", &["Allow"]),
     ("429", "A plan's limit, or a client's number of failed keys, is reached", &["Retry-After"]),
     ("500", "A failure of ours; the cause is in the log under the request's id", &[]),
     ("503", "A dependency is away", &["Retry-After"]),
 ];
-const WITH_A_BODY: [Answer; 4] = [
-    ("403", "The plan's number of keys is reached; `details` says which", &[]),
+const WITH_A_PERMISSION: [Answer; 1] =
+    [("403", "A permission is missing, or the plan's number of keys is reached; `details` says which", &[])];
+const WITH_A_BODY: [Answer; 3] = [
     ("408", "The body took too long to arrive", &[]),
     ("413", "The body is larger than 64 KiB", &[]),
     ("415", "The body is not sent as application/json", &[]),
 ];
+const WITH_A_CONFLICT: [Answer; 1] = [(
+    "409",
+    "The `Idempotency-Key` is another request's, or its request is still running; or the key has two secrets already",
+    &[],
+)];
 const WITH_AN_ID: [Answer; 1] = [("404", "No such key in this account, or no more", &[])];
 const OPEN: [Answer; 2] = [BEHIND_A_KEY[0], BEHIND_A_KEY[2]];
 const READINESS: [Answer; 1] = [BEHIND_A_KEY[5]];
@@ -113,26 +121,42 @@ impl Modify for CommonAnswers {
             components.add_security_scheme(name, scheme);
         }
         // A misspelt member is refused; generators should know.
-        if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut("CreateKey") {
-            body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        for body in ["CreateKey", "EditKey", "RotateKey"] {
+            if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(body) {
+                body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
         }
         for (path, item) in &mut document.paths.paths {
-            for operation in operations(item) {
-                complete(path, operation);
+            for (method, operation) in operations(item) {
+                complete(method, path, operation);
             }
         }
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let PathItem { get, post, delete, patch, .. } = item;
+    let all = [("GET", get), ("POST", post), ("DELETE", delete), ("PATCH", patch)];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-fn complete(path: &str, operation: &mut Operation) {
-    let is_behind_a_key = path.starts_with("/v1/");
+/// What a key must be permitted for an operation; `None` if it needs no key.
+fn needs(method: &str, path: &str) -> Option<Permissions> {
+    let endpoint = endpoints().into_iter().find(|endpoint| endpoint.method == method && endpoint.path == path);
+    endpoint.map(|endpoint| endpoint.needs)
+}
+
+fn complete(method: &str, path: &str, operation: &mut Operation) {
+    let needs = needs(method, path);
+    let is_behind_a_key = needs.is_some();
     let mut answers: Vec<Answer> = Vec::new();
-    if is_behind_a_key {
+    if let Some(needs) = needs {
         answers.extend(BEHIND_A_KEY);
+        let own = Catalogue::new(Vec::new()).expect("this service's own permissions are a catalogue");
+        if let Some(name) = own.names(needs).next() {
+            answers.extend(WITH_A_PERMISSION);
+            operation.description = Some(format!("Needs the permission `{name}`."));
+        }
         let none: [&str; 0] = [];
         operation.security =
             Some(vec![SecurityRequirement::new("ApiKey", none), SecurityRequirement::new("Bearer", none)]);
@@ -144,6 +168,9 @@ fn complete(path: &str, operation: &mut Operation) {
     }
     if operation.request_body.is_some() {
         answers.extend(WITH_A_BODY);
+    }
+    if method == "POST" {
+        answers.extend(WITH_A_CONFLICT);
     }
     if path.contains("{id}") {
         answers.extend(WITH_AN_ID);

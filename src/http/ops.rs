@@ -45,7 +45,7 @@ impl Readiness {
         self.0.load(Ordering::Acquire) != Self::STARTING
     }
 
-    pub(super) fn is_serving(&self) -> bool {
+    pub fn is_serving(&self) -> bool {
         self.0.load(Ordering::Acquire) == Self::SERVING
     }
 }

@@ -10,11 +10,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use axum::routing::any;
+use quick_cache::sync::Cache;
 
 use super::App;
 use super::guard::{self, Admission};
 use crate::auth::{Caller, Denial};
 use crate::id::PUBLIC_LEN;
+use crate::permission::{Catalogue, Permissions};
 use crate::secret::{self, MASKED_LEN};
 
 /// Two dialects, in every form a gateway may write their paths: some append the client's.
@@ -38,6 +40,7 @@ const X_KEY_ID: HeaderName = HeaderName::from_static("x-key-id");
 const X_ACCOUNT_ID: HeaderName = HeaderName::from_static("x-account-id");
 const X_PLAN: HeaderName = HeaderName::from_static("x-plan");
 const X_KEY_PREFIX: HeaderName = HeaderName::from_static("x-key-prefix");
+const X_PERMISSIONS: HeaderName = HeaderName::from_static("x-permissions");
 const X_AUTH_STATUS: HeaderName = HeaderName::from_static("x-auth-status");
 
 /// As many as an answer has, so that the map need not grow.
@@ -59,7 +62,7 @@ async fn verify(State(app): State<App>, request: Request) -> Response {
     let presented = if shows_key(&head.headers) { Err(Denial::Misplaced) } else { guard::presented(&head) };
     match guard::admit(&app, &head, presented).await {
         Admission::Go(caller, quota) => {
-            let mut response = allowed(Identity::of(&caller));
+            let mut response = allowed(Identity::of(&app, &caller));
             guard::mark(&app, &caller, quota, &mut response);
             response
         }
@@ -90,15 +93,16 @@ struct Identity {
     account_id: HeaderValue,
     plan: HeaderValue,
     key_prefix: HeaderValue,
+    permissions: HeaderValue,
 }
 
 impl Identity {
     fn nobody() -> Self {
         let empty = || HeaderValue::from_static("");
-        Self { key_id: empty(), account_id: empty(), plan: empty(), key_prefix: empty() }
+        Self { key_id: empty(), account_id: empty(), plan: empty(), key_prefix: empty(), permissions: empty() }
     }
 
-    fn of(caller: &Caller) -> Self {
+    fn of(app: &App, caller: &Caller) -> Self {
         // One text for all of them: each value is a part of it.
         let mut text = Vec::with_capacity(2 * PUBLIC_LEN + MASKED_LEN);
         text.extend_from_slice(&caller.key_id().bytes());
@@ -108,7 +112,30 @@ impl Identity {
         let mut next =
             |len| HeaderValue::from_maybe_shared(rest.split_to(len)).expect("ids and masked prefixes make headers");
         let (key_id, account_id, key_prefix) = (next(PUBLIC_LEN), next(PUBLIC_LEN), next(MASKED_LEN));
-        Self { key_id, account_id, plan: HeaderValue::from_static(caller.plan().as_str()), key_prefix }
+        let plan = HeaderValue::from_static(caller.plan().as_str());
+        let permissions = app.permission_headers.of(app.store.catalogue(), caller.permissions());
+        Self { key_id, account_id, plan, key_prefix, permissions }
+    }
+}
+
+/// The `X-Permissions` of each set that was met lately: most keys share one of a few.
+pub(super) struct PermissionHeaders(Cache<Permissions, HeaderValue>);
+
+impl PermissionHeaders {
+    const MAX_SETS: usize = 1_000;
+
+    pub(super) fn new() -> Self {
+        Self(Cache::new(Self::MAX_SETS))
+    }
+
+    fn of(&self, catalogue: &Catalogue, set: Permissions) -> HeaderValue {
+        if let Some(known) = self.0.get(&set) {
+            return known;
+        }
+        let names = catalogue.names(set).collect::<Vec<_>>().join(" ");
+        let header = HeaderValue::try_from(names).expect("the names of permissions make a header");
+        self.0.insert(set, header.clone());
+        header
     }
 }
 
@@ -119,6 +146,7 @@ fn allowed(identity: Identity) -> Response {
     headers.insert(X_ACCOUNT_ID, identity.account_id);
     headers.insert(X_PLAN, identity.plan);
     headers.insert(X_KEY_PREFIX, identity.key_prefix);
+    headers.insert(X_PERMISSIONS, identity.permissions);
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = headers;
     response

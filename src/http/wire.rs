@@ -41,8 +41,22 @@ pub(crate) struct Json<T>(pub(crate) T);
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
-        let bytes = serde_json::to_vec(&self.0).expect("our own types have text as the names of their members");
-        let mut response = Response::new(Body::from(bytes));
+        JsonText(self.to_bytes()).into_response()
+    }
+}
+
+impl<T: Serialize> Json<T> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.0).expect("our own types have text as the names of their members")
+    }
+}
+
+/// A JSON body that is text already.
+pub(crate) struct JsonText(pub(crate) Vec<u8>);
+
+impl IntoResponse for JsonText {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.0));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }

@@ -70,7 +70,7 @@ impl Store {
         R: TryRng<Error = SysError>,
     {
         let secret = Secret::generate(rng)?;
-        let row = keys::NewRow::new(&key, &secret, 1);
+        let row = self.new_row(&key, &secret, 1);
         let store = self.clone();
         let created = to_its_end(async move {
             let made = match &store.db {

@@ -8,29 +8,23 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
+use super::once::{Carried, Kept, Once, is_ours, once};
 use super::{Db, Result, Store, StoreError, on, to_its_end, transaction};
 use crate::account::Plan;
 use crate::id::{AccountId, KeyId};
-use crate::key::{ApiKey, Credential, NewKey};
+use crate::key::{Credential, NewKey};
 use crate::secret::{Prefix, Secret, SecretHash};
 
 /// Two keys in 36⁸ share a prefix by chance; more than this in a row do not.
 const MAX_DRAWS: u32 = 8;
 
 const FIND_CREDENTIAL: &str = "
-    select s.hash, k.id, k.account_id, a.plan, k.expires_at, coalesce(k.revoked_at, s.retires_at), s.last_used_at,
-           (select n from change_counter)
+    select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at,
+           (select n from change_counter), k.permissions, k.disabled_at, s.retires_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id
     where s.prefix = $1";
-
-const LIST: &str = "
-    select k.id, k.name, s.prefix, k.created_at, k.expires_at, s.last_used_at
-    from api_keys k
-    join key_secrets s on s.key_id = k.id and s.retires_at is null
-    where k.account_id = $1 and k.revoked_at is null
-    order by k.created_at desc, k.id desc";
 
 const REVOKE: &str = "
     update api_keys set revoked_at = $3
@@ -44,17 +38,17 @@ const CREATE_ON_POSTGRES: &str = "
     with account as (
         select id from accounts where id = $2 and live_keys < $6 for no key update
     ), key as (
-        insert into api_keys (id, account_id, name, created_at, expires_at)
-        select $1, id, $3, $4, $5 from account
+        insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
+        select $1, id, $3, $4, $5, $7 from account
         returning id
     )
     insert into key_secrets (prefix, key_id, hash, created_at)
-    select $7, id, $8, $4 from key";
+    select $8, id, $9, $4 from key";
 
 /// SQLite takes no `insert` inside `with`; its one writer needs no lock on the account.
 const CREATE_ON_SQLITE: [&str; 2] = [
-    "insert into api_keys (id, account_id, name, created_at, expires_at)
-     select $1, id, $3, $4, $5 from accounts where id = $2 and live_keys < $6",
+    "insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
+     select $1, id, $3, $4, $5, $7 from accounts where id = $2 and live_keys < $6",
     "insert into key_secrets (prefix, key_id, hash, created_at) values ($1, $2, $3, $4)",
 ];
 
@@ -88,22 +82,10 @@ impl Store {
                 revoked: row.try_get::<Option<DateTime<Utc>>, _>(5)?.is_some(),
                 never_used: row.try_get::<Option<DateTime<Utc>>, _>(6)?.is_none(),
                 as_of: row.try_get(7)?,
+                permissions: self.catalogue.from_stored(row.try_get(8)?),
+                disabled: row.try_get::<Option<DateTime<Utc>>, _>(9)?.is_some(),
+                retires_at: row.try_get(10)?,
             })).transpose()
-        })
-    }
-
-    /// An account's keys that are not revoked, the newest first.
-    pub async fn list_keys(&self, account_id: AccountId) -> Result<Vec<ApiKey>> {
-        on!(self, read, connection => {
-            let rows = sqlx::query(LIST).bind(account_id.0).fetch_all(&mut *connection).await?;
-            rows.iter().map(|row| Ok(ApiKey {
-                id: KeyId(row.try_get(0)?),
-                name: row.try_get(1)?,
-                prefix: decode_prefix(row.try_get(2)?)?,
-                created_at: row.try_get(3)?,
-                expires_at: row.try_get(4)?,
-                last_used_at: row.try_get(5)?,
-            })).collect()
         })
     }
 
@@ -115,15 +97,72 @@ impl Store {
     where
         R: TryRng<Error = SysError>,
     {
-        for _ in 0..MAX_DRAWS {
-            let secret = Secret::generate(rng)?;
-            match self.insert_key(NewRow::new(key, &secret, max_keys)).await {
+        for secret in draws(rng) {
+            let secret = secret?;
+            match self.insert_key(self.new_row(key, &secret, max_keys)).await {
                 Err(StoreError::Taken) => tracing::info!("a new key's prefix was taken; drawing again"),
                 Ok(inserted) => return Ok(inserted.then_some(secret)),
                 Err(error) => return Err(error),
             }
         }
         Err(StoreError::Taken)
+    }
+
+    /// The same, unless this request was carried out before. What `seal` makes of the secret is kept for whoever asks again.
+    pub async fn create_key_once<R>(
+        &self,
+        key: &NewKey,
+        max_keys: u32,
+        kept: Kept<impl Fn(&Secret) -> Vec<u8>>,
+        rng: &mut R,
+    ) -> Result<Carried<Option<Secret>>>
+    where
+        R: TryRng<Error = SysError>,
+    {
+        for secret in draws(rng) {
+            let secret = secret?;
+            let row = self.new_row(key, &secret, max_keys);
+            return Ok(match self.insert_key_once(row, kept.once, (kept.seal)(&secret)).await {
+                Err(StoreError::Taken) => continue,
+                Err(error) => return Err(error),
+                Ok(Carried::Out(inserted)) => Carried::Out(inserted.then_some(secret)),
+                Ok(Carried::Before(sealed)) => Carried::Before(sealed),
+                Ok(Carried::OutOtherwise) => Carried::OutOtherwise,
+                Ok(Carried::Still) => Carried::Still,
+            });
+        }
+        Err(StoreError::Taken)
+    }
+
+    async fn insert_key_once(&self, row: NewRow, once: Once, sealed: Vec<u8>) -> Result<Carried<bool>> {
+        let store = self.clone();
+        let keep = move |inserted: &bool| inserted.then_some(sealed);
+        to_its_end(async move {
+            match &store.db {
+                Db::Postgres(pool) => transaction!(pool, "begin", tx => {
+                    if is_ours!(once, tx) {
+                        once!(once, tx, row.insert_into_postgres(tx).await?, keep)
+                    } else {
+                        Carried::Still
+                    }
+                }),
+                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
+                    once!(once, tx, row.insert_into_sqlite(tx).await?, keep)
+                }),
+            }
+        })
+        .await
+    }
+
+    pub(super) fn new_row(&self, key: &NewKey, secret: &Secret, max_keys: u32) -> NewRow {
+        let permissions = self.catalogue.to_stored(key.permissions);
+        NewRow {
+            key: key.clone(),
+            permissions,
+            prefix: secret.prefix(),
+            hash: secret.hash(),
+            max_keys: max_keys.into(),
+        }
     }
 
     async fn insert_key(&self, row: NewRow) -> Result<bool> {
@@ -178,19 +217,21 @@ impl Store {
     }
 }
 
+/// Secrets to be tried until one has a prefix that no other has.
+pub(super) fn draws<R: TryRng>(rng: &mut R) -> impl Iterator<Item = Result<Secret, R::Error>> {
+    (0..MAX_DRAWS).map(|_| Secret::generate(rng))
+}
+
 /// What is stored of a new key; the secret's text stays behind.
 pub(super) struct NewRow {
     key: NewKey,
+    permissions: Option<String>,
     prefix: Prefix,
     hash: SecretHash,
     max_keys: i64,
 }
 
 impl NewRow {
-    pub(super) fn new(key: &NewKey, secret: &Secret, max_keys: u32) -> Self {
-        Self { key: key.clone(), prefix: secret.prefix(), hash: secret.hash(), max_keys: max_keys.into() }
-    }
-
     /// `false` if the account is full.
     pub(super) async fn insert_into_postgres(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let done = sqlx::query(CREATE_ON_POSTGRES)
@@ -200,6 +241,7 @@ impl NewRow {
             .bind(self.key.created_at)
             .bind(self.key.expires_at)
             .bind(self.max_keys)
+            .bind(self.permissions.as_deref())
             .bind(self.prefix.as_str())
             .bind(self.hash.as_bytes())
             .execute(connection)
@@ -217,6 +259,7 @@ impl NewRow {
             .bind(self.key.created_at)
             .bind(self.key.expires_at)
             .bind(self.max_keys)
+            .bind(self.permissions.as_deref())
             .execute(&mut *tx)
             .await?;
         if done.rows_affected() == 0 {

@@ -1,18 +1,24 @@
 //! Accounts and keys in PostgreSQL or SQLite, behind one type. Each query is written once where both can run it.
 //!
-//! It must not know of HTTP, settings or the clock: it is given a URL and instants.
+//! It must not know of HTTP, settings or the clock: it is given a URL, the catalogue of permissions and instants.
 
 mod accounts;
 mod changes;
+mod edits;
 mod keys;
+mod listing;
+mod once;
 mod pool;
+mod rotation;
 mod schema;
+mod search;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, Postgres};
@@ -21,8 +27,13 @@ use sqlx::{ConnectOptions, Connection};
 
 pub use self::accounts::CreatedAccount;
 pub use self::changes::{Feed, Followers, Listener, Subject};
+pub use self::edits::Edited;
+pub use self::once::{Carried, Kept, Once};
 use self::pool::Pool;
+pub use self::rotation::{Rotated, SealRotated};
 pub use self::schema::Migrated;
+pub use self::search::{By, Found, Order, Search};
+use crate::permission::Catalogue;
 
 /// Any method of [`Store`] has ended after this time, whatever the database does.
 pub const BOUND: Duration = Duration::from_millis(2_900);
@@ -36,6 +47,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Store {
     db: Db,
     migrations: schema::Source,
+    /// What the names mean that are stored for a key's permissions.
+    catalogue: Arc<Catalogue>,
 }
 
 #[derive(Clone)]
@@ -195,19 +208,19 @@ impl Store {
     ///
     /// # Errors
     /// If the SQLite file can neither be found nor made.
-    pub fn open(url: &StoreUrl, max_connections: usize) -> std::io::Result<Self> {
+    pub fn open(url: &StoreUrl, max_connections: usize, catalogue: Arc<Catalogue>) -> std::io::Result<Self> {
         match url {
             StoreUrl::Postgres(options) => {
                 let options = postgres_options(options);
                 let migrations = schema::Source::Postgres(Box::new(options.clone()));
-                Ok(Self { db: Db::Postgres(Pool::new(options, max_connections)), migrations })
+                Ok(Self { db: Db::Postgres(Pool::new(options, max_connections)), migrations, catalogue })
             }
             StoreUrl::Sqlite(options) => {
                 create_private(options.get_filename())?;
                 let options = sqlite_options(options);
                 let migrations = schema::Source::Sqlite(Box::new(options.clone()));
                 let read = Pool::new(options.clone(), max_connections);
-                Ok(Self { db: Db::Sqlite { read, write: Pool::new(options, 1) }, migrations })
+                Ok(Self { db: Db::Sqlite { read, write: Pool::new(options, 1) }, migrations, catalogue })
             }
         }
     }
@@ -226,6 +239,11 @@ impl Store {
     /// [`StoreError::NotMigrated`] if it is older, [`StoreError::Schema`] if it is newer.
     pub async fn check_schema(&self) -> Result<()> {
         schema::check(self).await
+    }
+
+    /// The permissions there are.
+    pub fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
     }
 
     /// Asks the database for a sign of life.

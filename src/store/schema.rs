@@ -24,8 +24,21 @@ macro_rules! migrations {
     };
 }
 
-const POSTGRES: Migrations = migrations!("postgres": (1, "accounts_and_keys"), (2, "change_feed"));
-const SQLITE: Migrations = migrations!("sqlite": (1, "accounts_and_keys"), (2, "change_feed"));
+macro_rules! both_engines {
+    ($($migration:tt),+ $(,)?) => {
+        const POSTGRES: Migrations = migrations!("postgres": $($migration),+);
+        const SQLITE: Migrations = migrations!("sqlite": $($migration),+);
+    };
+}
+
+both_engines!(
+    (1, "accounts_and_keys"),
+    (2, "change_feed"),
+    (3, "permissions"),
+    (4, "disabled_keys"),
+    (5, "names_by_bytes"),
+    (6, "idempotent_answers")
+);
 
 /// Where sqlx notes what it has applied.
 const TABLE: &str = "_sqlx_migrations";
@@ -34,7 +47,8 @@ const LATEST_APPLIED: &str = "select coalesce(max(version), 0) from _sqlx_migrat
 const LOCK: i64 = 0x6d6f_6d61_696c;
 /// Waiting inside the database would block another's `create index concurrently`, so the lock is tried again and again.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
-/// SQLite has no such lock: the loser of a race finds the table already there, and on its next try the migration done.
+/// SQLite has no such lock: the loser of a race finds the table, or the migration's number, already there, and on its next try
+/// the migration done.
 const SQLITE_TRIES: u32 = 20;
 
 /// Where migrations run: on a connection of their own, since they may take longer than any statement of a request.
@@ -60,7 +74,11 @@ pub(super) async fn migrate(source: &Source) -> Result<Migrated> {
             let mut tries = 1;
             loop {
                 match migrate_sqlite(options).await {
-                    Err(StoreError::Unexpected(_) | StoreError::Unavailable(_)) if tries < SQLITE_TRIES => tries += 1,
+                    Err(StoreError::Unexpected(_) | StoreError::Unavailable(_) | StoreError::Taken)
+                        if tries < SQLITE_TRIES =>
+                    {
+                        tries += 1;
+                    }
                     outcome => return outcome,
                 }
                 sleep(LOCK_RETRY).await;

@@ -7,6 +7,7 @@ use sqlx::sqlite::Sqlite;
 
 use super::pool::Lease;
 use super::{Db, Store};
+use crate::permission::Catalogue;
 
 /// What every connection to SQLite must say; 2 is FULL.
 const PRAGMAS: [(&str, i64); 4] = [
@@ -27,7 +28,8 @@ async fn assert_durable(lease: &mut Lease<Sqlite>) {
 async fn every_connection_to_sqlite_is_durable_and_private() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("momail.db");
-    let store = Store::open(&format!("sqlite://{}", path.display()).parse().unwrap(), 4).unwrap();
+    let catalogue = Catalogue::new(Vec::new()).unwrap().into();
+    let store = Store::open(&format!("sqlite://{}", path.display()).parse().unwrap(), 4, catalogue).unwrap();
     store.migrate().await.unwrap();
     let Db::Sqlite { read, write } = &store.db else { panic!("the URL names SQLite") };
     // Held all at once, so that each is another one.

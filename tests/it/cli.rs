@@ -10,10 +10,13 @@ on_both_stores!(
     accounts_are_listed_for_people_and_for_scripts,
     an_account_is_found_by_its_id_or_by_a_name_that_is_its_own,
     keys_are_made_listed_and_revoked,
+    a_key_is_made_with_the_permissions_it_is_given,
     a_plan_that_is_full_takes_no_more_keys,
     nothing_there_is_said_in_words_and_in_json,
     a_migration_says_what_it_did_and_has_nothing_to_do_twice,
     a_running_service_heeds_a_change_of_plan_at_the_next_request,
+    a_running_service_heeds_a_key_that_is_disabled_and_enabled,
+    a_key_is_rotated_and_its_old_secret_retired,
     a_running_service_refuses_a_revoked_key_at_once,
     a_service_may_only_start_on_a_schema_that_is_there_if_it_may_not_make_it,
 );
@@ -36,7 +39,8 @@ fn text(value: &Value) -> &str {
 
 /// The data of POST, member by member as the page orders them.
 fn key_text(key: &Value) -> String {
-    let members = ["keyId", "name", "apiKey", "keyPrefix", "plan", "rateLimit", "expirationTs", "createdAt"];
+    let members =
+        ["keyId", "name", "apiKey", "keyPrefix", "plan", "rateLimit", "expirationTs", "createdAt", "permissions"];
     let members = members.map(|member| format!("\"{member}\":{}", key[member]));
     format!("{{{}}}", members.join(","))
 }
@@ -138,7 +142,20 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let listed: Value = serde_json::from_str(&out).unwrap();
     let names: Vec<_> = listed.as_array().unwrap().iter().map(|key| text(&key["name"])).collect();
     assert_eq!(names, ["by hand", "till", "first key"], "newest first");
-    let members = ["keyId", "name", "keyPrefix", "plan", "rateLimit", "lastUsed", "createdAt", "expirationTs"];
+    let members = [
+        "keyId",
+        "name",
+        "keyPrefix",
+        "plan",
+        "rateLimit",
+        "lastUsed",
+        "createdAt",
+        "expirationTs",
+        "permissions",
+        "enabled",
+        "status",
+        "previousSecret",
+    ];
     let keys = listed.as_array().unwrap().iter().map(|key| {
         let members = members.map(|member| format!("\"{member}\":{}", key[member]));
         format!("{{{}}}", members.join(","))
@@ -148,7 +165,7 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let head: Vec<_> = table.lines().next().unwrap().split("  ").filter(|word| !word.is_empty()).collect();
     assert_eq!(
         head.iter().map(|word| word.trim()).collect::<Vec<_>>(),
-        ["KEY", "PREFIX", "LAST USED", "CREATED", "EXPIRES", "NAME"]
+        ["KEY", "PREFIX", "STATUS", "LAST USED", "CREATED", "EXPIRES", "NAME"]
     );
     assert_eq!(table.lines().count(), 4);
     for shown in [&out, &table] {
@@ -165,6 +182,24 @@ async fn keys_are_made_listed_and_revoked(database: Database) {
     let listed = database.operate(&["keys", "list", "--account", "shop", "--json"]).json();
     assert_eq!(listed.as_array().unwrap().len(), 1);
     assert_eq!(listed[0]["name"], "by hand");
+}
+
+async fn a_key_is_made_with_the_permissions_it_is_given(database: Database) {
+    account(&database, "shop");
+    let create = |permissions: &str| {
+        let arguments =
+            ["keys", "create", "--account", "shop", "--name", "till", "--json", "--permissions", permissions];
+        database.operate(&arguments)
+    };
+    let till = create("emails:read,domains:write").json();
+    assert_eq!(till["permissions"], json!(["domains:write", "emails:read"]));
+    let known = "api-keys:read, api-keys:write, domains:read, domains:write, mailboxes:read, mailboxes:write, \
+                 emails:read, emails:write, search:read, search:write, webhooks:read, webhooks:write, billing:read, \
+                 billing:write";
+    let complaint = format!("error: there is no permission `emails:send`; there are {known}\n");
+    assert_eq!(create("domains:read,emails:send").failed(), complaint);
+    let listed = database.operate(&["keys", "list", "--account", "shop", "--json"]).json();
+    assert_eq!((&listed[0]["permissions"], listed.as_array().unwrap().len()), (&till["permissions"], 2));
 }
 
 async fn a_plan_that_is_full_takes_no_more_keys(database: Database) {
@@ -213,6 +248,56 @@ async fn a_running_service_heeds_a_change_of_plan_at_the_next_request(database: 
         assert_eq!((list.status.as_u16(), list.header("x-ratelimit-limit")), (200, limit), "{plan}");
         assert_eq!(list.body["data"][0]["plan"], plan);
     }
+}
+
+async fn a_running_service_heeds_a_key_that_is_disabled_and_enabled(database: Database) {
+    let made = account(&database, "on hold");
+    let service = Service::start(&[("DATABASE_URL", &database.url), ("MOMAIL_AUTH__CACHE", "lease")]);
+    let (id, key) = (text(&made["key"]["keyId"]), text(&made["key"]["apiKey"]));
+    for _ in 0..2 {
+        assert_eq!(service.get(KEYS, key).await.status, 200);
+        assert_eq!(database.operate(&["keys", "disable", id]).done(), format!("{id} is disabled now\n"));
+        assert_eq!(service.get(KEYS, key).await.status, 401);
+        assert!(database.operate(&["keys", "list", "--account", "on hold"]).done().contains("  disabled  "));
+        assert_eq!(database.operate(&["keys", "enable", id]).done(), format!("{id} is enabled now\n"));
+    }
+    database.operate(&["keys", "revoke", id]).done();
+    for command in ["enable", "disable"] {
+        let gone = format!("error: there is no key {id}, or it is revoked already\n");
+        assert_eq!(database.operate(&["keys", command, id]).failed(), gone);
+    }
+}
+
+async fn a_key_is_rotated_and_its_old_secret_retired(database: Database) {
+    let made = account(&database, "turning");
+    let service = Service::start(&[("DATABASE_URL", &database.url), ("MOMAIL_AUTH__CACHE", "lease")]);
+    let (id, first) = (text(&made["key"]["keyId"]), text(&made["key"]["apiKey"]));
+    let rotated = database.operate(&["keys", "rotate", id, "--json"]).json();
+    let second = text(&rotated["apiKey"]);
+    assert_eq!(
+        (&rotated["keyId"], &rotated["previousSecret"]["keyPrefix"]),
+        (&made["key"]["keyId"], &made["key"]["keyPrefix"])
+    );
+    for secret in [first, second] {
+        assert_eq!(service.get(KEYS, secret).await.status, 200);
+    }
+    let until = text(&rotated["previousSecret"]["retiresTs"]);
+    let complaint = format!("error: the secret before still works until {until}; `keys retire {id}` ends it first\n");
+    assert_eq!(database.operate(&["keys", "rotate", id]).failed(), complaint);
+    assert_eq!(database.operate(&["keys", "retire", id]).done(), format!("{id} has one secret now\n"));
+    assert_eq!(service.get(KEYS, first).await.status, 401);
+    assert_eq!(service.get(KEYS, second).await.status, 200);
+
+    let out = database.operate(&["keys", "rotate", id, "--grace-hours", "0"]).done();
+    let lines: Vec<_> = out.lines().collect();
+    let [key, "", third, "", SHOWN_ONCE, "The secret before opens nothing any more."] = lines[..] else {
+        panic!("{out}")
+    };
+    assert_eq!(key, format!("key  {id}  first key"));
+    assert_eq!(service.get(KEYS, second).await.status, 401);
+    let out = database.operate(&["keys", "rotate", id, "--grace-hours", "168"]).done();
+    assert!(out.contains(&format!("\nThe secret before, {}****, works until ", &third[..6])), "{out}");
+    assert_eq!(service.get(KEYS, third).await.status, 200);
 }
 
 async fn a_running_service_refuses_a_revoked_key_at_once(database: Database) {

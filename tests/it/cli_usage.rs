@@ -112,7 +112,7 @@ fn a_settings_file_that_cannot_be_used_is_refused_by_its_name() {
 fn wrong_usage_is_2_and_help_is_offered() {
     let folder = tempfile::tempdir().unwrap();
     let long = "a".repeat(101);
-    let table: [&[&str]; 20] = [
+    let table: [&[&str]; 25] = [
         &["--bogus"],
         &["bogus"],
         &["serve", "--bogus"],
@@ -131,6 +131,11 @@ fn wrong_usage_is_2_and_help_is_offered() {
         &["keys", "create", "--account", "a", "--name", "b", "--expiration-days", "366"],
         &["keys", "list"],
         &["keys", "revoke", "key_nonsense"],
+        &["keys", "disable", "key_nonsense"],
+        &["keys", "enable"],
+        &["keys", "rotate", "key_nonsense"],
+        &["keys", "rotate", "key_01hm5cqv1kf3w9zq2n8x7t4b6d", "--grace-hours", "169"],
+        &["keys", "retire", "key_nonsense"],
         &["healthcheck", "--url", "nonsense"],
         &["healthcheck", "--url", "https://127.0.0.1/livez"],
     ];
@@ -156,6 +161,10 @@ fn every_command_explains_itself() {
         "keys",
         "keys create",
         "keys list",
+        "keys rotate",
+        "keys retire",
+        "keys disable",
+        "keys enable",
         "keys revoke",
         "openapi",
         "healthcheck",

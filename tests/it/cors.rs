@@ -40,8 +40,8 @@ async fn a_preflight_is_answered_without_a_key_and_says_what_may_be_sent() {
     let reply = app.send(preflight("https://app.example")).await;
     assert_eq!((reply.status.as_u16(), reply.bytes.len()), (204, 0));
     assert_eq!(allowed(&reply), "https://app.example");
-    assert_eq!(reply.header("access-control-allow-methods"), "GET, HEAD, POST, DELETE");
-    let headers = "X-API-Key, Authorization, Content-Type, X-Request-Id";
+    assert_eq!(reply.header("access-control-allow-methods"), "GET, HEAD, POST, PATCH, DELETE");
+    let headers = "X-API-Key, Authorization, Content-Type, Idempotency-Key, X-Request-Id";
     assert_eq!(reply.header("access-control-allow-headers"), headers);
     assert_eq!(reply.header("access-control-max-age"), "7200");
     assert!(!reply.header("x-request-id").is_empty());

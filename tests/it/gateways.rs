@@ -39,7 +39,7 @@ under_every_gateway!(
     a_service_in_trouble_lets_nobody_through,
 );
 
-const IDENTITY: [&str; 4] = ["x-key-id", "x-account-id", "x-plan", "x-key-prefix"];
+const IDENTITY: [&str; 5] = ["x-key-id", "x-account-id", "x-plan", "x-key-prefix", "x-permissions"];
 
 /// The service, a gateway and an application, and the service's first key.
 struct Site {
@@ -96,6 +96,8 @@ async fn a_good_key_reaches_the_application_and_is_named_there(kind: Kind) {
         assert_eq!(json!([seen.header("x-key-id"), seen.header("x-plan")]), json!([own["keyId"], own["plan"]]));
         assert_eq!(json!(seen.header("x-key-prefix")), own["keyPrefix"]);
         assert!(seen.header("x-account-id").starts_with("acc_"));
+        let permissions = own["permissions"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+        assert_eq!(seen.header("x-permissions"), permissions.collect::<Vec<_>>().join(" "));
         let text = format!("{:?}", seen.headers());
         assert!(!text.contains("forged"), "{text}");
         assert!(!text.contains(&site.key), "the key is not passed on: {text}");

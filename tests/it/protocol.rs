@@ -15,6 +15,7 @@ use crate::support::{Connection, Database, RawAnswer, RawConnection, Service, Te
 
 const KEYS: &str = "/v1/api-keys";
 const ITEM: &str = "/v1/api-keys/key_01hm5cqv1kf3w9zq2n8x7t4b6d";
+const CURRENT: &str = "/v1/api-keys/current";
 const HOST: &str = "Host: keys.test\r\n";
 
 /// One request on a connection of its own, and its answer, which has whatever every answer must have.
@@ -47,8 +48,13 @@ fn assert_has_what_every_answer_has(answer: &RawAnswer, what: &str) {
 async fn a_method_that_a_path_does_not_take_is_405_with_allow_with_a_key_or_without() {
     let service = Service::unlimited(&[]);
     let key = format!("X-API-Key: {}\r\n", service.first_key());
-    let paths = [(KEYS, "GET,HEAD,POST"), (ITEM, "DELETE"), ("/livez", "GET,HEAD"), ("/openapi.json", "GET,HEAD")];
-    for method in ["PUT", "PATCH", "TRACE", "CONNECT", "OPTIONS", "get", "Post", "BREW"] {
+    let paths = [
+        (KEYS, "GET,HEAD,POST"),
+        (ITEM, "GET,HEAD,PATCH,DELETE"),
+        ("/livez", "GET,HEAD"),
+        ("/openapi.json", "GET,HEAD"),
+    ];
+    for method in ["PUT", "PROPFIND", "TRACE", "CONNECT", "OPTIONS", "get", "Post", "BREW"] {
         for (path, allowed) in paths {
             for key in ["", &key] {
                 let answer = ask(&service, &format!("{method} {path} HTTP/1.1\r\n{HOST}{key}\r\n")).await;
@@ -57,9 +63,13 @@ async fn a_method_that_a_path_does_not_take_is_405_with_allow_with_a_key_or_with
             }
         }
     }
-    for method in ["GET", "POST"] {
-        let answer = ask(&service, &format!("{method} {ITEM} HTTP/1.1\r\n{HOST}\r\n")).await;
-        assert_eq!((answer.status, answer.header("allow")), (405, "DELETE"), "{method}");
+    for (method, path, allowed) in [
+        ("POST", ITEM, "GET,HEAD,PATCH,DELETE"),
+        ("PATCH", KEYS, "GET,HEAD,POST"),
+        ("PATCH", CURRENT, "GET,HEAD,DELETE"),
+    ] {
+        let answer = ask(&service, &format!("{method} {path} HTTP/1.1\r\n{HOST}\r\n")).await;
+        assert_eq!((answer.status, answer.header("allow")), (405, allowed), "{method} {path}");
     }
 }
 

@@ -76,7 +76,7 @@ async fn clients_that_hang_up_leave_nothing_behind(database: Database) {
     for n in 0..1_000 {
         let (request, expected) = match n % 3 {
             0 => (create(), 201),
-            1 => (request(Method::GET, "/v1/api-keys/none", &key), 405),
+            1 => (request(Method::PUT, "/v1/api-keys/none", &key), 405),
             _ => (request(Method::DELETE, "/v1/api-keys/none", &key), 404),
         };
         let reply = connection.send(request).await.unwrap();

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use momail_api_keys::account::Plan;
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
+use momail_api_keys::permission::Permissions;
 use momail_api_keys::store::{Store, StoreError};
 use rand::TryRng;
 use rand::rngs::{SysError, SysRng};
@@ -96,7 +97,9 @@ fn drawing(prefixes: &[u8]) -> Drawing {
 async fn a_prefix_that_is_taken_is_drawn_again(database: Database) {
     let app = TestApp::on(&database).await;
     let (account, key) = app.account(Plan::Pro).await;
-    let new = |name: &str| NewKey::new(account, KeyName::try_from(name).unwrap(), None, app.clock.now());
+    let new = |name: &str| {
+        NewKey::new(account, KeyName::try_from(name).unwrap(), Permissions::EVERYTHING, None, app.clock.now())
+    };
     let draw = async |name: &str, prefixes: &[u8]| app.store.create_key(&new(name), 25, &mut drawing(prefixes)).await;
 
     let first = draw("first", &[1]).await.unwrap().unwrap();

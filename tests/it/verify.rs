@@ -30,7 +30,7 @@ on_both_stores!(
 const ASK: &str = "/forward-auth";
 const NGINX: &str = "/forward-auth/nginx";
 const KEYS: &str = "/v1/api-keys";
-const IDENTITY: [&str; 4] = ["x-key-id", "x-account-id", "x-plan", "x-key-prefix"];
+const IDENTITY: [&str; 5] = ["x-key-id", "x-account-id", "x-plan", "x-key-prefix", "x-permissions"];
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 
@@ -78,7 +78,10 @@ async fn whoever_is_let_in_is_named_and_nobody_else(database: Database) {
         let reply = ask(&app, path, &[&forged[..], &[("x-api-key", &key)]].concat()).await;
         assert_eq!(reply.status, 200);
         let named: Vec<_> = IDENTITY.iter().map(|name| reply.header(name).to_owned()).collect();
-        let keys_own = [&listed["keyId"], &json!(account.to_string()), &listed["plan"], &listed["keyPrefix"]];
+        let permissions = listed["permissions"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+        let permissions = json!(permissions.collect::<Vec<_>>().join(" "));
+        let account = json!(account.to_string());
+        let keys_own = [&listed["keyId"], &account, &listed["plan"], &listed["keyPrefix"], &permissions];
         assert_eq!(json!(named), json!(keys_own));
         for header in ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit", "x-request-id"] {
             assert!(!reply.header(header).is_empty(), "{header}");

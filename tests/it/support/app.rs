@@ -16,6 +16,7 @@ use momail_api_keys::http::{self, App, Parts, Peer};
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
 use momail_api_keys::limit::RedisSettings;
+use momail_api_keys::permission::Permissions;
 use momail_api_keys::store::Store;
 use rand::rngs::SysRng;
 use serde_json::Value;
@@ -152,7 +153,8 @@ impl TestApp {
     pub(crate) async fn account(&self, plan: Plan) -> (AccountId, String) {
         let now = self.clock.now();
         let account = Account { id: AccountId::new(), name: "test".to_owned(), plan, live_keys: 0, created_at: now };
-        let key = NewKey::new(account.id, KeyName::try_from("first key").unwrap(), None, now);
+        let first = KeyName::try_from("first key").unwrap();
+        let key = NewKey::new(account.id, first, Permissions::EVERYTHING, None, now);
         let created = self.store.create_account(account, key, &mut SysRng).await.unwrap();
         (created.account.id, created.secret.expose().to_owned())
     }
@@ -168,6 +170,10 @@ impl TestApp {
 
     pub(crate) async fn post(&self, path: &str, key: &str, body: &Value) -> Reply {
         self.send(json_request(Method::POST, path, key, body.to_string())).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, key: &str, body: &Value) -> Reply {
+        self.send(json_request(Method::PATCH, path, key, body.to_string())).await
     }
 
     pub(crate) async fn delete(&self, path: &str, key: &str) -> Reply {

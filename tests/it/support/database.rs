@@ -5,9 +5,11 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use momail_api_keys::permission::Catalogue;
 use momail_api_keys::store::{Store, StoreUrl};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
@@ -15,6 +17,13 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::setting;
+
+/// Permissions as the operator of MoMail may choose them.
+pub(crate) const OTHER_PERMISSIONS: [&str; 3] = ["domains:read", "domains:write", "emails:read"];
+
+fn catalogue() -> Arc<Catalogue> {
+    Arc::new(Catalogue::new(OTHER_PERMISSIONS.map(str::to_owned).into()).unwrap())
+}
 
 /// An empty database with the current schema. It goes when it is dropped, or with its server.
 pub(crate) struct Database {
@@ -71,7 +80,7 @@ impl Database {
     /// A store of its own on this database, not migrated.
     pub(crate) fn open(&self) -> Store {
         let url: StoreUrl = self.url.parse().unwrap();
-        Store::open(&url, 10).unwrap()
+        Store::open(&url, 10, catalogue()).unwrap()
     }
 
     /// Runs SQL as an operator would, in its own session.

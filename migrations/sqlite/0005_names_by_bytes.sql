@@ -1,0 +1,1 @@
+-- Names are compared and sorted by their bytes. SQLite always does it so; PostgreSQL must be told.
