@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use momail_api_keys::account::Plan;
 use momail_api_keys::clock::Clock;
+use momail_api_keys::config::Config;
 use momail_api_keys::http::View;
 use momail_api_keys::id::KeyId;
 use momail_api_keys::key::ApiKey;
@@ -89,8 +90,9 @@ async fn key() -> Result<Response, Failure> {
     json(StatusCode::OK, &Success { success: true, data: view(Plan::Pro).key(key), meta: None::<()> })
 }
 
+/// The service's own, by default: a longer list of permissions makes a longer answer.
 static CATALOGUE: LazyLock<Arc<Catalogue>> =
-    LazyLock::new(|| Arc::new(Catalogue::new(Vec::new()).expect("this service's own permissions are a catalogue")));
+    LazyLock::new(|| Config::load(None).expect("the environment's settings are those of the service").catalogue);
 
 fn view(plan: Plan) -> View<'static> {
     View { plan, rate_limit: Some(NO_LIMIT), catalogue: &CATALOGUE, now: Clock::system().now() }
