@@ -27,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 mod digits;
+pub mod event;
 pub mod http;
 pub mod id;
 pub mod key;

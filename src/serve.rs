@@ -49,7 +49,7 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let flush = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
-    tasks.spawn(prune(app.clone(), clock.clone(), stop.gently.clone()));
+    tasks.spawn(prune(app.clone(), clock.clone(), config.event_retention, stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
@@ -221,7 +221,7 @@ async fn make_first_key(store: &Store, clock: &Clock, announce: fn(&str)) -> any
     Ok(())
 }
 
-async fn prune(app: App, clock: Clock, stop: CancellationToken) {
+async fn prune(app: App, clock: Clock, event_retention: Option<Duration>, stop: CancellationToken) {
     let mut ticks = interval(PRUNE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -230,11 +230,22 @@ async fn prune(app: App, clock: Clock, stop: CancellationToken) {
             _ = ticks.tick() => {
                 app.limiter.prune();
                 app.failed_keys.prune();
-                if app.readiness.is_serving() && let Err(error) = app.store.sweep_answers(clock.now()).await {
-                    tracing::debug!(%error, "kept answers stay until the next round");
+                if app.readiness.is_serving() {
+                    sweep(&app.store, &clock, event_retention).await;
                 }
             }
         }
+    }
+}
+
+/// Removes what has been kept for long enough, so much at once. Whatever is left has time until the next round.
+async fn sweep(store: &Store, clock: &Clock, event_retention: Option<Duration>) {
+    if let Err(error) = store.sweep_answers(clock.now()).await {
+        tracing::debug!(%error, "kept answers stay until the next round");
+    }
+    let Some(retention) = event_retention else { return };
+    if let Err(error) = store.remove_events(clock.now() - retention).await {
+        tracing::debug!(%error, "old events stay until the next round");
     }
 }
 

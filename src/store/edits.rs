@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
+use super::events::record;
 use super::listing::{FIND, gather};
 use super::{Db, Result, Store, to_its_end, transaction};
+use crate::event::What;
 use crate::id::{AccountId, KeyId};
 use crate::key::{self, ApiKey, Edit};
 use crate::permission::Permissions;
@@ -66,7 +68,12 @@ macro_rules! edit {
                         .bind(key.disabled_at)
                         .execute(&mut *$tx)
                         .await?;
+                    let members = $edit.given();
+                    if !members.is_empty() {
+                        record!($tx, $account_id, $id.0, What::Updated, &members, $now, $edit.origin);
+                    }
                     if $edit.retire_now {
+                        record!($tx, $account_id, $id.0, What::Retired, None::<&str>, $now, $edit.origin);
                         sqlx::query(RETIRE).bind($id.0).bind($now).bind(key::at_once()).execute(&mut *$tx).await?;
                     }
                     Edited::Done(Box::new(key))

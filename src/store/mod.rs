@@ -5,6 +5,7 @@
 mod accounts;
 mod changes;
 mod edits;
+mod events;
 mod keys;
 mod listing;
 mod once;

@@ -37,7 +37,8 @@ both_engines!(
     (3, "permissions"),
     (4, "disabled_keys"),
     (5, "names_by_bytes"),
-    (6, "idempotent_answers")
+    (6, "idempotent_answers"),
+    (7, "events")
 );
 
 /// Where sqlx notes what it has applied.

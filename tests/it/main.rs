@@ -11,6 +11,7 @@ mod cli_usage;
 mod clients;
 mod cors;
 mod durability;
+mod events;
 
 mod flaws;
 mod framing;
