@@ -243,6 +243,9 @@ async fn sweep(store: &Store, clock: &Clock, event_retention: Option<Duration>) 
     if let Err(error) = store.sweep_answers(clock.now()).await {
         tracing::debug!(%error, "kept answers stay until the next round");
     }
+    if let Err(error) = store.remove_usage(clock.now()).await {
+        tracing::debug!(%error, "old counts stay until the next round");
+    }
     let Some(retention) = event_retention else { return };
     if let Err(error) = store.remove_events(clock.now() - retention).await {
         tracing::debug!(%error, "old events stay until the next round");

@@ -146,7 +146,7 @@ impl App {
 }
 
 /// Every path there is, and at last the label of all others. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 16] = [
+const ROUTES: [&str; 17] = [
     verify::PATHS[0],
     verify::PATHS[1],
     verify::PATHS[2],
@@ -157,6 +157,7 @@ const ROUTES: [&str; 16] = [
     keys::ITEM,
     keys::CURRENT,
     keys::ROTATE,
+    keys::USAGE,
     keys::EVENTS,
     ops::LIVEZ,
     ops::READYZ,

@@ -15,6 +15,7 @@ mod schema;
 mod search;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fmt;
 use std::path::Path;
@@ -34,6 +35,7 @@ use self::pool::Pool;
 pub use self::rotation::{Rotated, SealRotated};
 pub use self::schema::Migrated;
 pub use self::search::{By, Found, Order, Search};
+pub use self::usage::{Counted, Counts, HOURS_KEPT, Usage, day_of, hour_of};
 use crate::permission::Catalogue;
 
 /// Any method of [`Store`] has ended after this time, whatever the database does.

@@ -38,7 +38,8 @@ both_engines!(
     (4, "disabled_keys"),
     (5, "names_by_bytes"),
     (6, "idempotent_answers"),
-    (7, "events")
+    (7, "events"),
+    (8, "usage")
 );
 
 /// Where sqlx notes what it has applied.

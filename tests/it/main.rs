@@ -41,4 +41,5 @@ mod shutdown;
 mod slow_clients;
 mod tidy;
 mod upkeep;
+mod usage;
 mod verify;
