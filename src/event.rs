@@ -16,6 +16,10 @@ pub enum What {
     Retired,
     Revoked,
     PlanChanged,
+    /// A day or a week before its end, if nobody sees to it.
+    ExpiresSoon,
+    /// Long after its end, by the service itself.
+    Removed,
 }
 
 impl What {
@@ -27,6 +31,8 @@ impl What {
             Self::Retired => "retired",
             Self::Revoked => "revoked",
             Self::PlanChanged => "plan_changed",
+            Self::ExpiresSoon => "expires_soon",
+            Self::Removed => "removed",
         }
     }
 }

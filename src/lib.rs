@@ -6,7 +6,7 @@
 //! An arrow may be followed down only; nothing below `serve` knows the settings.
 //!
 //! ```text
-//! main → cli → serve → server → http → auth → store → key, account → secret, permission, id
+//! main → cli → serve → upkeep, server → http → auth → store → key, account → secret, permission, id
 //!                │                │ └→ limit, metrics
 //!                └→ config, telemetry
 //! ```
@@ -39,3 +39,4 @@ pub mod serve;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod upkeep;

@@ -23,6 +23,7 @@ use crate::permission::Permissions;
 use crate::server::{self, Listener, Stop, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
+use crate::upkeep::Upkeep;
 
 /// Health checks and a scraper need few connections, but must find one.
 const MIN_INTERNAL_CONNECTIONS: usize = 256;
@@ -49,7 +50,9 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let flush = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
-    tasks.spawn(prune(app.clone(), clock.clone(), config.event_retention, stop.gently.clone()));
+    let Config { event_retention, key_retention, .. } = config;
+    let upkeep = Upkeep { store: store.clone(), clock: clock.clone(), event_retention, key_retention };
+    tasks.spawn(prune(app.clone(), upkeep, stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
@@ -221,7 +224,7 @@ async fn make_first_key(store: &Store, clock: &Clock, announce: fn(&str)) -> any
     Ok(())
 }
 
-async fn prune(app: App, clock: Clock, event_retention: Option<Duration>, stop: CancellationToken) {
+async fn prune(app: App, upkeep: Upkeep, stop: CancellationToken) {
     let mut ticks = interval(PRUNE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -231,24 +234,10 @@ async fn prune(app: App, clock: Clock, event_retention: Option<Duration>, stop: 
                 app.limiter.prune();
                 app.failed_keys.prune();
                 if app.readiness.is_serving() {
-                    sweep(&app.store, &clock, event_retention).await;
+                    upkeep.run().await;
                 }
             }
         }
-    }
-}
-
-/// Removes what has been kept for long enough, so much at once. Whatever is left has time until the next round.
-async fn sweep(store: &Store, clock: &Clock, event_retention: Option<Duration>) {
-    if let Err(error) = store.sweep_answers(clock.now()).await {
-        tracing::debug!(%error, "kept answers stay until the next round");
-    }
-    if let Err(error) = store.remove_usage(clock.now()).await {
-        tracing::debug!(%error, "old counts stay until the next round");
-    }
-    let Some(retention) = event_retention else { return };
-    if let Err(error) = store.remove_events(clock.now() - retention).await {
-        tracing::debug!(%error, "old events stay until the next round");
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Config {
     pub catalogue: Arc<Catalogue>,
     /// How long events are kept; `None` for ever.
     pub event_retention: Option<Duration>,
+    /// How long keys stay after their end; `None` for ever.
+    pub key_retention: Option<Duration>,
     pub allowed_origins: Vec<String>,
     pub trusted_proxies: Vec<IpNet>,
     /// Whether forward auth lets OPTIONS through without a key.
@@ -155,6 +157,7 @@ impl Settings {
             },
             catalogue: self.catalogue("permissions.others")?,
             event_retention: self.days("events.retention_days")?,
+            key_retention: self.days("keys.retention_days")?,
             allowed_origins: self.origins("cors.allowed_origins")?,
             trusted_proxies: self.networks("proxies.trusted")?,
             allow_options: self.boolean("gateway.allow_options")?,

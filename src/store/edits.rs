@@ -17,7 +17,8 @@ pub(super) const LOCK_ON_POSTGRES: &str = "
     select 1 from api_keys where account_id = $1 and id = $2 for no key update";
 
 const UPDATE: &str = "
-    update api_keys set name = $3, permissions = $4, expires_at = $5, disabled_at = $6
+    update api_keys set name = $3, permissions = $4, expires_at = $5, disabled_at = $6,
+        told_days = case when expires_at = $5 then told_days end
     where account_id = $1 and id = $2";
 
 const RETIRE: &str = "update key_secrets set retires_at = $3 where key_id = $1 and retires_at > $2";

@@ -39,7 +39,8 @@ both_engines!(
     (5, "names_by_bytes"),
     (6, "idempotent_answers"),
     (7, "events"),
-    (8, "usage")
+    (8, "usage"),
+    (9, "expiry")
 );
 
 /// Where sqlx notes what it has applied.

@@ -13,6 +13,7 @@ mod cors;
 mod durability;
 mod events;
 
+mod expiry;
 mod flaws;
 mod framing;
 mod gateways;

@@ -20,7 +20,7 @@ pub struct ShownEvent {
     /// Later changes have greater numbers.
     #[schema(example = 42)]
     pub event_id: i64,
-    /// `created`, `updated`, `rotated`, `retired`, `revoked` or `plan_changed`.
+    /// `created`, `updated`, `rotated`, `retired`, `revoked`, `plan_changed`, `expires_soon` or `removed`.
     #[schema(example = "updated")]
     pub event: String,
     #[schema(format = DateTime)]
@@ -28,10 +28,10 @@ pub struct ShownEvent {
     /// The key that was changed; `null` if it was the account.
     #[schema(required = true, example = "key_01hm5cqv1kf3w9zq2n8x7t4b6d")]
     pub key_id: Option<String>,
-    /// The members that were updated, with a space between them, or the new plan.
+    /// The members that were updated, with a space between them; the new plan; or how soon the key expires.
     #[schema(required = true, example = "name permissions")]
     pub detail: Option<String>,
-    /// The key that asked for it; `null` for the operator.
+    /// The key that asked for it; `null` for the operator, or the service itself.
     #[schema(required = true, example = "key_01hm5cqv1kf3w9zq2n8x7t4b6d")]
     pub by_key_id: Option<String>,
     /// Where it was asked from.
