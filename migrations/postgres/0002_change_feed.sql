@@ -48,6 +48,24 @@ begin
 end
 $$;
 
+-- Of rows that are all gone at once, nobody is told one by one. A feed with nothing in it has missed something, and whoever follows
+-- it forgets everything.
+create function announce_truncation() returns trigger language plpgsql as $$
+begin
+    update change_counter set n = n + 1;
+    delete from changes;
+    perform pg_notify('changes', '');
+    return null;
+end
+$$;
+
+create trigger accounts_truncated after truncate on accounts
+    for each statement execute function announce_truncation();
+create trigger keys_truncated after truncate on api_keys
+    for each statement execute function announce_truncation();
+create trigger secrets_truncated after truncate on key_secrets
+    for each statement execute function announce_truncation();
+
 create trigger account_changed after update of plan on accounts
     for each row execute function announce_change();
 -- Triggers fire in the order of their names, and every change must lock an account before the counter: so this one comes after

@@ -139,11 +139,24 @@ impl Auth {
     }
 
     /// Waits, after a change has been committed, until no replica can still answer from before it.
-    pub async fn settle(&self) {
+    ///
+    /// # Errors
+    /// If nobody can say that they do not; the change is made all the same.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        self.hear_of_change();
+        self.settler.settle().await
+    }
+
+    /// The same for an answer that must not be lost: it waits for longer rather than fail.
+    pub async fn settle_surely(&self) {
+        self.hear_of_change();
+        self.settler.settle_surely().await;
+    }
+
+    fn hear_of_change(&self) {
         if let Some(cache) = &self.cache {
             cache.changed.notify_one();
         }
-        self.settler.settle().await;
     }
 
     async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {

@@ -55,7 +55,7 @@ impl Operator {
             AccountsCommand::SetPlan { account, plan } => {
                 let account = self.find(&account).await?;
                 self.store.set_plan(account.id, plan, self.clock.now(), Origin::operator()).await?;
-                self.settle().await;
+                self.settle().await?;
                 Ok(say(&format!("{} is on plan {plan} now", account.id)))
             }
         }
@@ -98,7 +98,7 @@ impl Operator {
                 let (account, key) = self.find_key(&key).await?;
                 let was_live = self.store.revoke_key(account, key, self.clock.now(), Origin::operator()).await?;
                 // Also for a key that was revoked before: whoever did it may not have waited.
-                self.settle().await;
+                self.settle().await?;
                 if !was_live {
                     bail!(no_key(key));
                 }
@@ -125,7 +125,7 @@ impl Operator {
         let Edited::Done(_) = self.store.edit_key(account, key, edit, self.clock.now()).await? else {
             bail!(no_key(key));
         };
-        self.settle().await;
+        self.settle().await?;
         Ok(key)
     }
 
@@ -136,7 +136,8 @@ impl Operator {
         let rotation = Rotation { account_id: account, id: key, grace, by, now, origin: Origin::operator() };
         match self.store.rotate_key(rotation, None, &mut SysRng).await? {
             Carried::Out(Rotated::Done(key, secret)) => {
-                self.settle().await;
+                // The secret can be shown only now.
+                self.settler().settle_surely().await;
                 Ok(say_rotated(&self.view(plan).rotated(*key, &secret), output.json))
             }
             Carried::Out(Rotated::Refused(Refusal::StillLive(until))) => {
@@ -172,8 +173,13 @@ impl Operator {
     }
 
     /// Waits until no replica can still believe what was true before a change.
-    async fn settle(&self) {
-        Settler::new(self.store.clone(), self.clock.clone()).settle().await;
+    async fn settle(&self) -> anyhow::Result<()> {
+        let settled = self.settler().settle().await;
+        settled.context("it is done, but replicas may not have heard of it; they have in ten seconds at the latest")
+    }
+
+    fn settler(&self) -> Settler {
+        Settler::new(self.store.clone(), self.clock.clone())
     }
 
     async fn find(&self, account: &str) -> anyhow::Result<Account> {

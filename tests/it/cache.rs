@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use momail_api_keys::account::Plan;
+use momail_api_keys::clock::Clock;
+use momail_api_keys::store::StoreError;
 use serde_json::json;
 
 use crate::support::{Database, Options, TestApp, on_both_stores};
@@ -12,6 +14,8 @@ on_both_stores!(
     a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out,
     an_operators_sql_is_heard_of_within_the_lease,
     a_change_of_very_many_keys_is_heard_of_as_one_of_all,
+    keys_are_made_listed_and_used_without_a_change_that_others_must_hear_of,
+    nothing_is_promised_when_nobody_can_say_who_is_to_be_waited_for,
 );
 
 const KEYS: &str = "/v1/api-keys";
@@ -67,7 +71,11 @@ async fn a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out(databa
 
 async fn an_operators_sql_is_heard_of_within_the_lease(database: Database) {
     let replicas = replicas(&database).await;
-    for sql in ["update api_keys set revoked_at = created_at", "delete from key_secrets"] {
+    let mut statements = vec!["update api_keys set revoked_at = created_at", "delete from key_secrets"];
+    if database.is_postgres() {
+        statements.push("truncate key_secrets");
+    }
+    for sql in statements {
         let key = replicas[0].key().await;
         for replica in &replicas {
             assert_eq!(replica.get(KEYS, &key).await.status, 200);
@@ -114,4 +122,36 @@ async fn a_change_of_very_many_keys_is_heard_of_as_one_of_all(database: Database
     let feed = app.store.follow(Some(0), uuid::Uuid::now_v7()).await.unwrap();
     assert!(!feed.is_complete && feed.changes.len() <= 10_001, "{}", feed.changes.len());
     assert!(feed.latest > 12_000, "{}", feed.latest);
+}
+
+async fn keys_are_made_listed_and_used_without_a_change_that_others_must_hear_of(database: Database) {
+    const COUNTED: &str = "select n from change_counter";
+    let mut app = TestApp::with(&database, Options::cached()).await;
+    app.write_last_used();
+    let key = app.key().await;
+    until_leased(&app).await;
+    let before = database.number(COUNTED).await;
+    let mut made = Vec::new();
+    for n in 0..5 {
+        made.push(app.create(&key, json!({ "name": format!("key {n}") })).await);
+        assert_eq!(app.get(KEYS, made[n]["apiKey"].as_str().unwrap()).await.status, 200);
+    }
+    app.flush_last_used().await;
+    assert_eq!(database.number("select count(*) from key_secrets where last_used_at is not null").await, 6);
+    assert_eq!(database.number(COUNTED).await, before, "whoever makes or uses a key holds nobody up");
+    let path = format!("{KEYS}/{}", made[0]["keyId"].as_str().unwrap());
+    assert_eq!(app.delete(&path, &key).await.status, 200);
+    assert_eq!(database.number(COUNTED).await, before + 1);
+}
+
+async fn nothing_is_promised_when_nobody_can_say_who_is_to_be_waited_for(database: Database) {
+    // By a clock that runs: how long is waited is the point.
+    let app = TestApp::at(&database, Options::cached(), Clock::system()).await;
+    until_leased(&app).await;
+    app.app.auth.settle().await.unwrap();
+    app.store.close();
+    let began = Instant::now();
+    let outcome = app.app.auth.settle().await;
+    assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }

@@ -15,6 +15,7 @@ on_both_stores!(
     refused_requests_do_nothing_and_cost_nothing,
     a_change_of_plan_holds_for_the_next_request_on_every_replica,
     preflight_and_health_cost_nothing,
+    a_neighbour_far_beyond_its_limit_costs_others_none_of_theirs,
 );
 
 const KEYS: &str = "/v1/api-keys";
@@ -123,14 +124,14 @@ async fn a_change_of_plan_holds_for_the_next_request_on_every_replica(database: 
         while app.get(KEYS, &key).await.status == 200 {}
     }
     assert!(replicas[0].set_plan(account, Plan::Pro).await);
-    replicas[0].app.auth.settle().await;
+    replicas[0].app.auth.settle().await.unwrap();
     for app in &replicas {
         let reply = app.get(KEYS, &key).await;
         assert_eq!((reply.status.as_u16(), number(&reply, "x-ratelimit-limit")), (200, 100));
         assert_eq!((&reply.body["data"][0]["plan"], &reply.body["data"][0]["rateLimit"]), (&json!("pro"), &json!(100)));
     }
     assert!(replicas[1].set_plan(account, Plan::Free).await);
-    replicas[1].app.auth.settle().await;
+    replicas[1].app.auth.settle().await.unwrap();
     for app in &replicas {
         assert_eq!(number(&app.get(KEYS, &key).await, "x-ratelimit-limit"), 20);
     }
@@ -149,4 +150,21 @@ async fn preflight_and_health_cost_nothing(database: Database) {
         }
     }
     assert_eq!(number(&app.get(KEYS, &key).await, "x-ratelimit-remaining"), 19);
+}
+
+async fn a_neighbour_far_beyond_its_limit_costs_others_none_of_theirs(database: Database) {
+    let app = TestApp::with(&database, Options::published()).await;
+    let (noisy, quiet) = (app.account(Plan::Free).await.1, app.account(Plan::Free).await.1);
+    // Fifty times a limit of 20 a minute beside half of it, for three minutes.
+    let mut went = 0;
+    for second in 0..180 {
+        for _ in 0..17 {
+            went += usize::from(app.get(KEYS, &noisy).await.status == 200);
+        }
+        if second % 6 == 0 {
+            assert_eq!(app.get(KEYS, &quiet).await.status, 200, "second {second}");
+        }
+        app.clock.advance(Duration::from_secs(1));
+    }
+    assert_eq!(went, 20 + 59, "a burst, and a token each three seconds");
 }

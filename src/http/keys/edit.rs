@@ -79,7 +79,7 @@ pub(crate) async fn edit(
     let edit = Edit { origin, ..read(members, app.store.catalogue(), caller.permissions())? };
     match app.store.edit_key(caller.account_id(), id, edit, app.clock.now()).await? {
         Edited::Done(key) => {
-            app.auth.settle().await;
+            app.auth.settle().await?;
             Ok(Success::new(app.show(*key, &app.view(caller.plan()))))
         }
         Edited::NotFound => Err(ApiError::NotFound),

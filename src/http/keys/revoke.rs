@@ -43,7 +43,7 @@ pub(super) async fn revoke_key(
 ) -> Result<Json<Success<Revoked>>, ApiError> {
     let was_live = app.store.revoke_key(caller.account_id(), id, app.clock.now(), origin).await?;
     // Also before a 404: whoever asks again after a lost answer takes it for the proof that the key is dead.
-    app.auth.settle().await;
+    app.auth.settle().await?;
     if !was_live {
         return Err(ApiError::NotFound);
     }

@@ -68,7 +68,7 @@ pub(crate) async fn rotate(
         Err(before) => before,
     };
     // Also before an answer that is given again: the first one may have been cut off here.
-    app.auth.settle().await;
+    app.auth.settle_surely().await;
     Ok(JsonText(answer))
 }
 
