@@ -20,6 +20,7 @@ mod gateways;
 mod growth;
 mod keys;
 mod last_use;
+mod life;
 mod limits;
 mod lists;
 mod memory;
