@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::account::Plan;
+use crate::event::Origin;
 use crate::id::{AccountId, KeyId};
 use crate::permission::Permissions;
 use crate::secret::{self, Prefix, SecretHash};
@@ -135,7 +136,7 @@ impl ApiKey {
 }
 
 /// How a key gets another secret.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rotation {
     pub account_id: AccountId,
     pub id: KeyId,
@@ -144,6 +145,7 @@ pub struct Rotation {
     /// What the one may do who asks for it: whoever is shown a key's secret may do what the key may.
     pub by: Permissions,
     pub now: DateTime<Utc>,
+    pub origin: Origin,
 }
 
 /// Why a key gets no other secret.
@@ -166,6 +168,20 @@ pub struct Edit {
     pub retire_now: bool,
     /// What the one may do who asks for it.
     pub by: Permissions,
+    pub origin: Origin,
+}
+
+impl Edit {
+    /// The members that are given, as the API names them.
+    pub fn given(&self) -> String {
+        let members = [
+            ("name", self.name.is_some()),
+            ("permissions", self.permissions.is_some()),
+            ("expirationDays", self.expiry.is_some()),
+            ("enabled", self.enabled.is_some()),
+        ];
+        members.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name).collect::<Vec<_>>().join(" ")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +200,8 @@ pub struct NewKey {
     pub permissions: Permissions,
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
+    /// The operator, unless somebody else is named.
+    pub origin: Origin,
 }
 
 impl NewKey {
@@ -195,7 +213,14 @@ impl NewKey {
         now: DateTime<Utc>,
     ) -> Self {
         let expires_at = lifetime.map(|lifetime| lifetime.end(now));
-        Self { id: KeyId::new(), account_id, name, permissions, created_at: now, expires_at }
+        let origin = Origin::operator();
+        Self { id: KeyId::new(), account_id, name, permissions, created_at: now, expires_at, origin }
+    }
+
+    /// The same key, made by somebody else than the operator.
+    #[must_use]
+    pub fn by(self, origin: Origin) -> Self {
+        Self { origin, ..self }
     }
 }
 

@@ -6,7 +6,7 @@
 //! An arrow may be followed down only; nothing below `serve` knows the settings.
 //!
 //! ```text
-//! main → cli → serve → server → http → auth → store → key, account → secret, permission, id
+//! main → cli → serve → upkeep, server → http → auth → store → key, account → secret, permission, id
 //!                │                │ └→ limit, metrics
 //!                └→ config, telemetry
 //! ```
@@ -27,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 mod digits;
+pub mod event;
 pub mod http;
 pub mod id;
 pub mod key;
@@ -38,3 +39,4 @@ pub mod serve;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod upkeep;

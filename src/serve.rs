@@ -23,6 +23,7 @@ use crate::permission::Permissions;
 use crate::server::{self, Listener, Stop, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
+use crate::upkeep::Upkeep;
 
 /// Health checks and a scraper need few connections, but must find one.
 const MIN_INTERNAL_CONNECTIONS: usize = 256;
@@ -49,7 +50,9 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     let flush = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
-    tasks.spawn(prune(app.clone(), clock.clone(), stop.gently.clone()));
+    let Config { event_retention, key_retention, .. } = config;
+    let upkeep = Upkeep { store: store.clone(), clock: clock.clone(), event_retention, key_retention };
+    tasks.spawn(prune(app.clone(), upkeep, stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
@@ -221,7 +224,7 @@ async fn make_first_key(store: &Store, clock: &Clock, announce: fn(&str)) -> any
     Ok(())
 }
 
-async fn prune(app: App, clock: Clock, stop: CancellationToken) {
+async fn prune(app: App, upkeep: Upkeep, stop: CancellationToken) {
     let mut ticks = interval(PRUNE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -230,8 +233,8 @@ async fn prune(app: App, clock: Clock, stop: CancellationToken) {
             _ = ticks.tick() => {
                 app.limiter.prune();
                 app.failed_keys.prune();
-                if app.readiness.is_serving() && let Err(error) = app.store.sweep_answers(clock.now()).await {
-                    tracing::debug!(%error, "kept answers stay until the next round");
+                if app.readiness.is_serving() {
+                    upkeep.run().await;
                 }
             }
         }

@@ -52,13 +52,21 @@ const CREATE: &str = "
         insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
         select $1, id, $3, $4, $5, $7 from account
         returning id
+    ), event as (
+        insert into events (account_id, key_id, event, at, by_key, address, request_id)
+        select $2, id, 'created', $4, $10, $11, $12 from key
     )
     insert into key_secrets (prefix, key_id, hash, created_at)
     select $8, id, $9, $4 from key";
 
 const REVOKE: &str = "
-    update api_keys set revoked_at = $3
-    where account_id = $1 and id = $2 and revoked_at is null";
+    with revoked as (
+        update api_keys set revoked_at = $3
+        where account_id = $1 and id = $2 and revoked_at is null
+        returning id
+    )
+    insert into events (account_id, key_id, event, at, by_key, address, request_id)
+    select $1, id, 'revoked', $3, $4, $5, $6 from revoked";
 
 pub(super) fn routes(prefix: &str, pool: Pool) -> Router {
     Router::new()
@@ -126,6 +134,9 @@ async fn insert(State(pool): State<Pool>, headers: HeaderMap, body: Bytes) -> Re
         .bind(CATALOGUE.to_stored(key.permissions))
         .bind(prefix.as_str())
         .bind(hash.as_bytes())
+        .bind(None::<Uuid>)
+        .bind(None::<&str>)
+        .bind(None::<&str>)
         .execute(&mut *pool.lease().await?)
         .await?;
     let created = view(Plan::Pro).created(&key, &secret);
@@ -137,7 +148,15 @@ async fn update(State(pool): State<Pool>, Path(id): Path<String>, headers: Heade
     let account_id = account_in(&headers)?;
     let id = KeyId::parse(&id).context("not an id")?;
     let now = Clock::system().now();
-    let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(&mut *pool.lease().await?).await?;
+    let done = sqlx::query(REVOKE)
+        .bind(account_id.0)
+        .bind(id.0)
+        .bind(now)
+        .bind(None::<Uuid>)
+        .bind(None::<&str>)
+        .bind(None::<&str>)
+        .execute(&mut *pool.lease().await?)
+        .await?;
     if done.rows_affected() != 1 {
         return Ok(answer(StatusCode::NOT_FOUND, Body::empty()));
     }

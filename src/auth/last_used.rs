@@ -1,6 +1,6 @@
-//! When each secret was last used: kept in memory, written behind, never waited for.
+//! When each secret was last used and how often: kept in memory, written behind, never waited for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::secret::Prefix;
-use crate::store::Store;
+use crate::store::{Counted, Counts, Store, hour_of};
 
 /// A batch is written this often, if there is anything to write.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -37,27 +37,80 @@ struct Shared {
     uses: Mutex<HashMap<Prefix, Use>>,
     first_use: Notify,
     dropped: AtomicU64,
+    /// Held from when counts are read until they are written: an end in between must not write them twice.
+    counting: Arc<tokio::sync::Mutex<()>>,
 }
 
-#[derive(Clone, Copy)]
 struct Use {
     latest: DateTime<Utc>,
     written: Option<DateTime<Utc>>,
+    /// The hour of the latest use, and its requests that are not written yet.
+    hour: i64,
+    counts: Counts,
+    /// Those of hours before, seldom any.
+    earlier: Vec<(i64, Counts)>,
 }
 
 impl Use {
+    fn new(at: DateTime<Utc>) -> Self {
+        let counts = Counts { allowed: 1, refused: 0 };
+        Self { latest: at, written: None, hour: hour_of(at), counts, earlier: Vec::new() }
+    }
+
+    fn counts_at(&mut self, at: DateTime<Utc>) -> &mut Counts {
+        let hour = hour_of(at);
+        if hour != self.hour {
+            let before = (self.hour, std::mem::take(&mut self.counts));
+            self.earlier.push(before);
+            self.hour = hour;
+        }
+        &mut self.counts
+    }
+
+    fn has_counts(&self) -> bool {
+        self.counts != Counts::default() || !self.earlier.is_empty()
+    }
+
+    fn is_unwritten(&self) -> bool {
+        self.written != Some(self.latest) || self.has_counts()
+    }
+
+    /// Makes one entry of each hour, even after a clock went back: what is written of an hour is then all there is of it.
+    fn gather_earlier(&mut self) {
+        let mut hours = BTreeMap::<i64, Counts>::new();
+        for (hour, counts) in self.earlier.drain(..) {
+            let sum = if hour == self.hour { &mut self.counts } else { hours.entry(hour).or_default() };
+            sum.allowed += counts.allowed;
+            sum.refused += counts.refused;
+        }
+        self.earlier.extend(hours);
+    }
+
+    /// Takes away what has been written; what came meanwhile stays.
+    fn subtract(&mut self, written: &Counted) {
+        let earlier = self.earlier.iter_mut().find(|(hour, _)| *hour == written.hour);
+        let counts = match earlier {
+            Some((_, counts)) if written.hour != self.hour => counts,
+            _ => &mut self.counts,
+        };
+        counts.allowed -= written.counts.allowed;
+        counts.refused -= written.counts.refused;
+        self.earlier.retain(|(_, counts)| *counts != Counts::default());
+    }
+
     /// The first use is written at once, the last one when the secret has come to rest, and those between now and then.
     fn is_due(&self, now: DateTime<Utc>) -> bool {
         match self.written {
             None => true,
             Some(written) => {
-                self.latest > written && (now - self.latest >= AT_REST_AFTER || now - written >= REWRITE_AFTER)
+                (self.latest > written || self.has_counts())
+                    && (now - self.latest >= AT_REST_AFTER || now - written >= REWRITE_AFTER)
             }
         }
     }
 
     fn is_done(&self, now: DateTime<Utc>) -> bool {
-        self.written == Some(self.latest) && now - self.latest >= FORGOTTEN_AFTER
+        !self.is_unwritten() && now - self.latest >= FORGOTTEN_AFTER
     }
 }
 
@@ -67,16 +120,28 @@ impl LastUsed {
         let mut uses = self.uses();
         let is_full = uses.len() >= MAX_PENDING;
         match uses.get_mut(&prefix) {
-            Some(seen) => seen.latest = seen.latest.max(at),
+            Some(seen) => {
+                seen.latest = seen.latest.max(at);
+                seen.counts_at(at).allowed += 1;
+            }
             None if is_full => {
                 self.0.dropped.fetch_add(1, Ordering::Relaxed);
             }
             None => {
-                uses.insert(prefix, Use { latest: at, written: None });
+                uses.insert(prefix, Use::new(at));
                 if first {
                     self.0.first_use.notify_one();
                 }
             }
+        }
+    }
+
+    /// Says of a use just noted that it was beyond a limit.
+    pub fn refuse(&self, prefix: Prefix, at: DateTime<Utc>) {
+        if let Some(seen) = self.uses().get_mut(&prefix) {
+            let counts = seen.counts_at(at);
+            counts.allowed -= 1;
+            counts.refused += 1;
         }
     }
 
@@ -112,20 +177,18 @@ impl LastUsed {
                 () = self.write(&store, now, |seen| seen.is_due(now)) => (),
             }
         }
-        let last = self.write(&store, clock.now(), |seen| seen.written != Some(seen.latest));
+        let last = self.write(&store, clock.now(), Use::is_unwritten);
         if timeout(crate::store::BOUND, last).await.is_err() {
             tracing::warn!("the last batch of last uses was not written in time");
         }
     }
 
     async fn write(&self, store: &Store, now: DateTime<Utc>, due: impl Fn(&Use) -> bool) {
-        let mut batch: Vec<_> = {
-            let mut uses = self.uses();
-            uses.retain(|_, seen| !seen.is_done(now));
-            uses.iter().filter(|(_, seen)| due(seen)).map(|(prefix, seen)| (*prefix, seen.latest)).collect()
-        };
+        let turn = Arc::clone(&self.0.counting).lock_owned().await;
+        let (mut batch, mut counted) = self.due(now, due);
         // The same order everywhere, so that two replicas cannot wait for each other.
         batch.sort_unstable();
+        counted.sort_unstable_by_key(|counted| (counted.prefix, counted.hour));
         for batch in batch.chunks(MAX_BATCH) {
             if let Err(error) = store.touch_secrets(batch.to_vec()).await {
                 tracing::warn!(%error, secrets = batch.len(), "last uses stay in memory until they can be written");
@@ -138,6 +201,43 @@ impl LastUsed {
                 }
             }
         }
+        let (uses, store) = (self.clone(), store.clone());
+        // In a task of its own, so that what is written is known to be, even if nobody waits for it any more.
+        let counting = tokio::spawn(async move {
+            for batch in counted.chunks(MAX_BATCH) {
+                if let Err(error) = store.count_requests(batch.to_vec()).await {
+                    tracing::warn!(%error, counts = batch.len(), "counts stay in memory until they can be written");
+                    break;
+                }
+                uses.subtract(batch);
+            }
+            drop(turn);
+        });
+        let _ = counting.await;
+    }
+
+    fn subtract(&self, written: &[Counted]) {
+        let mut uses = self.uses();
+        for counted in written {
+            if let Some(seen) = uses.get_mut(&counted.prefix) {
+                seen.subtract(counted);
+            }
+        }
+    }
+
+    /// What is to be written: last uses, and counts.
+    fn due(&self, now: DateTime<Utc>, due: impl Fn(&Use) -> bool) -> (Vec<(Prefix, DateTime<Utc>)>, Vec<Counted>) {
+        let mut uses = self.uses();
+        uses.retain(|_, seen| !seen.is_done(now));
+        let (mut batch, mut counted) = (Vec::new(), Vec::new());
+        for (prefix, seen) in uses.iter_mut().filter(|(_, seen)| due(seen)) {
+            batch.push((*prefix, seen.latest));
+            seen.gather_earlier();
+            let counts = seen.earlier.iter().copied().chain([(seen.hour, seen.counts)]);
+            let counts = counts.filter(|(_, counts)| *counts != Counts::default());
+            counted.extend(counts.map(|(hour, counts)| Counted { prefix: *prefix, hour, counts }));
+        }
+        (batch, counted)
     }
 
     fn uses(&self) -> MutexGuard<'_, HashMap<Prefix, Use>> {

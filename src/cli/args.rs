@@ -36,6 +36,17 @@ pub(super) enum Command {
     /// Make, list and revoke keys of any account
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// List who changed what, the newest change first
+    Events {
+        /// Only those of one account: its id, or its name if no other has it
+        #[arg(long)]
+        account: Option<String>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Print the API's description (OpenAPI 3.1)
     Openapi,
     /// Ask a running service whether it lives; for containers

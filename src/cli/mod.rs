@@ -65,6 +65,9 @@ fn execute(command: Command, mut config: Config) -> anyhow::Result<ExitCode> {
         Command::Openapi => unreachable!("it needs no settings and was answered before they were read"),
         Command::Migrate => runtime.block_on(migrate(&config)),
         Command::Accounts(command) => runtime.block_on(Operator::new(config)?.accounts(command)),
+        Command::Events { account, limit, output } => {
+            runtime.block_on(Operator::new(config)?.events(account.as_deref(), limit, output))
+        }
         Command::Keys(command) => runtime.block_on(Operator::new(config)?.keys(command)),
     }
 }

@@ -7,12 +7,13 @@ use rand::rngs::SysRng;
 
 use super::args::{AccountsCommand, KeyArgument, KeysCommand, Output};
 use super::open;
-use super::output::{say, say_account, say_accounts, say_key, say_keys, say_rotated};
+use super::output::{say, say_account, say_accounts, say_events, say_key, say_keys, say_rotated};
 use crate::account::{Account, Plan};
 use crate::auth::Settler;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::http::{View, timestamp};
+use crate::event::Origin;
+use crate::http::{ShownEvent, View, timestamp};
 use crate::id::{AccountId, KeyId};
 use crate::key::{Edit, Grace, NewKey, Refusal, Rotation};
 use crate::permission::{Permissions, UnknownPermission};
@@ -53,7 +54,7 @@ impl Operator {
             AccountsCommand::List { output } => Ok(say_accounts(&self.store.list_accounts().await?, output.json)),
             AccountsCommand::SetPlan { account, plan } => {
                 let account = self.find(&account).await?;
-                self.store.set_plan(account.id, plan).await?;
+                self.store.set_plan(account.id, plan, self.clock.now(), Origin::operator()).await?;
                 self.settle().await?;
                 Ok(say(&format!("{} is on plan {plan} now", account.id)))
             }
@@ -95,7 +96,7 @@ impl Operator {
             }
             KeysCommand::Revoke(key) => {
                 let (account, key) = self.find_key(&key).await?;
-                let was_live = self.store.revoke_key(account, key, self.clock.now()).await?;
+                let was_live = self.store.revoke_key(account, key, self.clock.now(), Origin::operator()).await?;
                 // Also for a key that was revoked before: whoever did it may not have waited.
                 self.settle().await?;
                 if !was_live {
@@ -104,6 +105,19 @@ impl Operator {
                 Ok(say(&format!("{key} is revoked")))
             }
         }
+    }
+
+    pub(super) async fn events(self, account: Option<&str>, limit: u32, output: Output) -> anyhow::Result<ExitCode> {
+        self.prepare().await?;
+        let account = match account {
+            Some(account) => Some(self.find(account).await?.id),
+            None => None,
+        };
+        let events = self.store.list_events(account, None, limit).await?;
+        Ok(say_events(
+            events.into_iter().map(|event| (event.account_id, ShownEvent::from(event))).collect(),
+            output.json,
+        ))
     }
 
     async fn edit(&self, key: &KeyArgument, edit: Edit) -> anyhow::Result<KeyId> {
@@ -119,7 +133,7 @@ impl Operator {
         let (account, key) = self.find_key(key).await?;
         let plan = self.store.find_account(account).await?.with_context(|| no_key(key))?.plan;
         let (by, now) = (Permissions::EVERYTHING, self.clock.now());
-        let rotation = Rotation { account_id: account, id: key, grace, by, now };
+        let rotation = Rotation { account_id: account, id: key, grace, by, now, origin: Origin::operator() };
         match self.store.rotate_key(rotation, None, &mut SysRng).await? {
             Carried::Out(Rotated::Done(key, secret)) => {
                 // The secret can be shown only now.
@@ -194,5 +208,6 @@ fn no_key(key: KeyId) -> String {
 /// The operator may do everything.
 fn no_edit() -> Edit {
     let (name, permissions, expiry, enabled) = (None, None, None, None);
-    Edit { name, permissions, expiry, enabled, retire_now: false, by: Permissions::EVERYTHING }
+    let (by, origin) = (Permissions::EVERYTHING, Origin::operator());
+    Edit { name, permissions, expiry, enabled, retire_now: false, by, origin }
 }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::account::Account;
-use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View, timestamp};
+use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, View, timestamp};
+use crate::id::AccountId;
 use crate::store::CreatedAccount;
 
 #[derive(Serialize)]
@@ -131,6 +132,32 @@ pub(super) fn say_rotated(key: &RotatedKey, as_json: bool) -> ExitCode {
         |previous| format!("The secret before, {}, works until {}.", previous.key_prefix, previous.retires_ts),
     );
     say_once(&format!("key  {}  {}\n\n{}\n\n{SHOWN_ONCE}\n{before}", key.key_id, key.name, key.api_key))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EventOfAccount {
+    account_id: String,
+    #[serde(flatten)]
+    event: ShownEvent,
+}
+
+pub(super) fn say_events(events: Vec<(AccountId, ShownEvent)>, as_json: bool) -> ExitCode {
+    if as_json {
+        let events = events.into_iter().map(|(id, event)| EventOfAccount { account_id: id.to_string(), event });
+        return say_json(&events.collect::<Vec<_>>());
+    }
+    if events.is_empty() {
+        return say("nothing was changed yet");
+    }
+    let rows = events.into_iter().map(|(account, event)| {
+        let ShownEvent { at, event, key_id, by_key_id, address, detail, .. } = event;
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let what = detail.map_or_else(|| event.clone(), |detail| format!("{event}: {detail}"));
+        let by = by_key_id.unwrap_or_else(|| "operator".to_owned());
+        [at, account.to_string(), or_dash(key_id), by, or_dash(address), what]
+    });
+    say(&table(["AT", "ACCOUNT", "KEY", "BY", "FROM", "EVENT"], &rows.collect::<Vec<_>>()))
 }
 
 pub(super) fn say_keys(keys: &[Key], as_json: bool) -> ExitCode {

@@ -22,6 +22,9 @@ use crate::limit::RedisSettings;
 use crate::permission::Catalogue;
 use crate::store::StoreUrl;
 
+/// A hundred years.
+const MAX_DAYS: u32 = 36_500;
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub server: Server,
@@ -36,6 +39,10 @@ pub struct Config {
     pub plans: Plans,
     /// The permissions there are.
     pub catalogue: Arc<Catalogue>,
+    /// How long events are kept; `None` for ever.
+    pub event_retention: Option<Duration>,
+    /// How long keys stay after their end; `None` for ever.
+    pub key_retention: Option<Duration>,
     pub allowed_origins: Vec<String>,
     pub trusted_proxies: Vec<IpNet>,
     /// Whether forward auth lets OPTIONS through without a key.
@@ -149,6 +156,8 @@ impl Settings {
                 enterprise: self.allowance("enterprise")?,
             },
             catalogue: self.catalogue("permissions.others")?,
+            event_retention: self.days("events.retention_days")?,
+            key_retention: self.days("keys.retention_days")?,
             allowed_origins: self.origins("cors.allowed_origins")?,
             trusted_proxies: self.networks("proxies.trusted")?,
             allow_options: self.boolean("gateway.allow_options")?,
@@ -183,6 +192,15 @@ impl Settings {
         let of = |name: &str| self.number(&format!("plans.{plan}.{name}"), 0);
         let max_keys = self.number(&format!("plans.{plan}.max_keys"), 1)?;
         Ok(Allowance { per_minute: of("per_minute")?, per_hour: of("per_hour")?, per_day: of("per_day")?, max_keys })
+    }
+
+    /// So many days; 0 is for ever.
+    fn days(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
+        let days: u32 = self.number(name, 0)?;
+        if days > MAX_DAYS {
+            return Err(self.refuse(name, &format!("must be at most {MAX_DAYS}")));
+        }
+        Ok((days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400)))
     }
 
     fn catalogue(&self, name: &str) -> Result<Arc<Catalogue>, ConfigError> {

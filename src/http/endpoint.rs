@@ -28,6 +28,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         Endpoint::new(Method::PATCH, keys::ITEM, write, keys::edit),
         Endpoint::new(Method::DELETE, keys::ITEM, write, keys::revoke),
         Endpoint::new(Method::POST, keys::ROTATE, write, keys::rotate),
+        Endpoint::new(Method::GET, keys::USAGE, read, keys::usage),
+        Endpoint::new(Method::GET, keys::EVENTS, read, keys::events),
         Endpoint::new(Method::GET, keys::CURRENT, nothing, keys::show_current),
         Endpoint::new(Method::DELETE, keys::CURRENT, nothing, keys::revoke_current),
     ]

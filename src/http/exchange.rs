@@ -41,7 +41,7 @@ impl RequestIds {
     }
 }
 
-pub(super) async fn exchange(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(super) async fn exchange(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let matched = request.extensions().get::<MatchedPath>();
     let (route_place, method_place) = (place_of_route(matched), place_of_method(request.method()));
@@ -49,6 +49,10 @@ pub(super) async fn exchange(State(app): State<App>, request: Request, next: Nex
     // A gateway is no browser: what may cross origins is said by the application behind it.
     let from_gateway = verify::is_route(route);
     let id = request_id(&app, &request);
+    if !from_gateway && !request.method().is_safe() {
+        // For the record of what is changed.
+        request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    }
     let allowed_origin = app.cors.allow(request.headers());
 
     let mut response = if !from_gateway && cors::is_preflight(&request) {

@@ -77,6 +77,7 @@ pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Deni
         Decision::Go(quota) => Admission::Go(caller, quota),
         Decision::Wait(quota, wait) => {
             app.metrics.limited(plan.as_str(), quota.window.as_str());
+            app.last_used.refuse(caller.prefix(), app.clock.now());
             let retry_after = whole_seconds(wait);
             let mut response = ApiError::RateLimited { quota, retry_after }.into_response();
             mark(app, &caller, Some(quota), &mut response);

@@ -35,7 +35,7 @@ pub use self::endpoint::{Endpoint, endpoints};
 pub use self::error::ApiError;
 use self::exchange::RequestIds;
 use self::guard::Policies;
-pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View};
+pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, View};
 pub use self::openapi::text as openapi_document;
 pub use self::ops::Readiness;
 use self::verify::PermissionHeaders;
@@ -146,7 +146,7 @@ impl App {
 }
 
 /// Every path there is, and at last the label of all others. Metrics and logs know requests by these, never by what a client wrote.
-const ROUTES: [&str; 15] = [
+const ROUTES: [&str; 17] = [
     verify::PATHS[0],
     verify::PATHS[1],
     verify::PATHS[2],
@@ -157,6 +157,8 @@ const ROUTES: [&str; 15] = [
     keys::ITEM,
     keys::CURRENT,
     keys::ROTATE,
+    keys::USAGE,
+    keys::EVENTS,
     ops::LIVEZ,
     ops::READYZ,
     ops::METRICS,

@@ -28,7 +28,7 @@ pub(super) const DOCUMENT: &str = "/openapi.json";
 #[derive(OpenApi)]
 #[openapi(
     info(title = "MoMail API keys", description = "Issues, lists and revokes API keys. Every answer carries X-Request-Id."),
-    paths(keys::list, keys::create, keys::show, keys::edit, keys::revoke, keys::rotate, keys::show_current, keys::revoke_current,
+    paths(keys::list, keys::create, keys::show, keys::edit, keys::revoke, keys::rotate, keys::usage, keys::events, keys::show_current, keys::revoke_current,
         ops::livez, ops::readyz, document),
     components(schemas(Refusal)),
     modifiers(&CommonAnswers),

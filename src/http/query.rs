@@ -79,6 +79,29 @@ impl FromRequestParts<App> for Parameters {
     }
 }
 
+/// How many things are on one page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit(pub(super) u32);
+
+impl Limit {
+    pub(super) const MAX: u32 = 100;
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("must be a whole number from 1 to {}", Limit::MAX)]
+pub(super) struct InvalidLimit;
+
+impl TryFrom<i64> for Limit {
+    type Error = InvalidLimit;
+
+    fn try_from(number: i64) -> Result<Self, InvalidLimit> {
+        match u32::try_from(number) {
+            Ok(limit @ 1..=Self::MAX) => Ok(Self(limit)),
+            _ => Err(InvalidLimit),
+        }
+    }
+}
+
 /// A query string with nothing in it.
 pub(super) struct NoQuery;
 

@@ -1,12 +1,15 @@
 //! Queries on accounts.
 
+use chrono::{DateTime, Utc};
 use rand::TryRng;
 use rand::rngs::SysError;
 use sqlx::Row;
 use uuid::Uuid;
 
+use super::events::record;
 use super::{Db, Result, Store, StoreError, keys, on, to_its_end, transaction};
 use crate::account::{Account, Plan};
+use crate::event::{Origin, What};
 use crate::id::AccountId;
 use crate::key::NewKey;
 use crate::secret::Secret;
@@ -107,13 +110,31 @@ impl Store {
     }
 
     /// Changes what an account has subscribed to; `false` if there is no such account.
-    pub async fn set_plan(&self, id: AccountId, plan: Plan) -> Result<bool> {
-        on!(self, write, connection => {
-            let done = sqlx::query(SET_PLAN).bind(id.0).bind(plan.as_str()).execute(connection).await?;
-            Ok(done.rows_affected() == 1)
+    pub async fn set_plan(&self, id: AccountId, plan: Plan, now: DateTime<Utc>, origin: Origin) -> Result<bool> {
+        let store = self.clone();
+        to_its_end(async move {
+            match &store.db {
+                Db::Postgres(pool) => transaction!(pool, "begin", tx => set_plan!(id, plan, now, origin, tx)),
+                Db::Sqlite { write: pool, .. } => {
+                    transaction!(pool, "begin immediate", tx => set_plan!(id, plan, now, origin, tx))
+                }
+            }
         })
+        .await
     }
 }
+
+macro_rules! set_plan {
+    ($id:ident, $plan:ident, $now:ident, $origin:ident, $tx:ident) => {{
+        let done = sqlx::query(SET_PLAN).bind($id.0).bind($plan.as_str()).execute(&mut *$tx).await?;
+        let is_there = done.rows_affected() == 1;
+        if is_there {
+            record!($tx, $id, None::<Uuid>, What::PlanChanged, $plan.as_str(), $now, $origin);
+        }
+        is_there
+    }};
+}
+use set_plan;
 
 macro_rules! insert {
     ($account:ident, $only_first:ident, $tx:ident) => {

@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
+use super::events::record;
 use super::listing::{FIND, gather};
 use super::{Db, Result, Store, to_its_end, transaction};
+use crate::event::What;
 use crate::id::{AccountId, KeyId};
 use crate::key::{self, ApiKey, Edit};
 use crate::permission::Permissions;
@@ -15,7 +17,8 @@ pub(super) const LOCK_ON_POSTGRES: &str = "
     select 1 from api_keys where account_id = $1 and id = $2 for no key update";
 
 const UPDATE: &str = "
-    update api_keys set name = $3, permissions = $4, expires_at = $5, disabled_at = $6
+    update api_keys set name = $3, permissions = $4, expires_at = $5, disabled_at = $6,
+        told_days = case when expires_at = $5 then told_days end
     where account_id = $1 and id = $2";
 
 const RETIRE: &str = "update key_secrets set retires_at = $3 where key_id = $1 and retires_at > $2";
@@ -66,7 +69,12 @@ macro_rules! edit {
                         .bind(key.disabled_at)
                         .execute(&mut *$tx)
                         .await?;
+                    let members = $edit.given();
+                    if !members.is_empty() {
+                        record!($tx, $account_id, $id.0, What::Updated, &members, $now, $edit.origin);
+                    }
                     if $edit.retire_now {
+                        record!($tx, $account_id, $id.0, What::Retired, None::<&str>, $now, $edit.origin);
                         sqlx::query(RETIRE).bind($id.0).bind($now).bind(key::at_once()).execute(&mut *$tx).await?;
                     }
                     Edited::Done(Box::new(key))

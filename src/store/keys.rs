@@ -8,9 +8,11 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
+use super::events::record;
 use super::once::{Carried, Kept, Once, is_ours, once};
 use super::{Db, Result, Store, StoreError, on, to_its_end, transaction};
 use crate::account::Plan;
+use crate::event::{Origin, What};
 use crate::id::{AccountId, KeyId};
 use crate::key::{Credential, NewKey};
 use crate::secret::{Prefix, Secret, SecretHash};
@@ -30,6 +32,16 @@ const REVOKE: &str = "
     update api_keys set revoked_at = $3
     where account_id = $1 and id = $2 and revoked_at is null";
 
+/// The same with its event, in one statement.
+const REVOKE_ON_POSTGRES: &str = "
+    with revoked as (
+        update api_keys set revoked_at = $3
+        where account_id = $1 and id = $2 and revoked_at is null
+        returning id
+    )
+    insert into events (account_id, key_id, event, at, by_key, address, request_id)
+    select $1, id, 'revoked', $3, $4, $5, $6 from revoked";
+
 const FIND_OWNER: &str = "select account_id from api_keys where id = $1";
 
 /// One statement, and so one round trip and one commit. The lock makes creations of one account wait for each other: each
@@ -41,6 +53,9 @@ const CREATE_ON_POSTGRES: &str = "
         insert into api_keys (id, account_id, name, created_at, expires_at, permissions)
         select $1, id, $3, $4, $5, $7 from account
         returning id
+    ), event as (
+        insert into events (account_id, key_id, event, at, by_key, address, request_id)
+        select $2, id, 'created', $4, $10, $11, $12 from key
     )
     insert into key_secrets (prefix, key_id, hash, created_at)
     select $8, id, $9, $4 from key";
@@ -179,11 +194,41 @@ impl Store {
     }
 
     /// Revokes an account's key for good; `false` if it has no such key, or no more.
-    pub async fn revoke_key(&self, account_id: AccountId, id: KeyId, now: DateTime<Utc>) -> Result<bool> {
-        on!(self, write, connection => {
-            let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(connection).await?;
-            Ok(done.rows_affected() == 1)
-        })
+    pub async fn revoke_key(
+        &self,
+        account_id: AccountId,
+        id: KeyId,
+        now: DateTime<Utc>,
+        origin: Origin,
+    ) -> Result<bool> {
+        match &self.db {
+            Db::Postgres(pool) => on!(@write pool, connection => {
+                let done = sqlx::query(REVOKE_ON_POSTGRES)
+                    .bind(account_id.0)
+                    .bind(id.0)
+                    .bind(now)
+                    .bind(origin.key_id.map(|key| key.0))
+                    .bind(origin.address.map(|address| address.to_string()))
+                    .bind(origin.request_id.as_deref())
+                    .execute(connection)
+                    .await?;
+                Ok(done.rows_affected() == 1)
+            }),
+            Db::Sqlite { write, .. } => {
+                let write = write.clone();
+                to_its_end(async move {
+                    transaction!(write, "begin immediate", tx => {
+                        let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(&mut *tx).await?;
+                        let was_live = done.rows_affected() == 1;
+                        if was_live {
+                            record!(tx, account_id, id.0, What::Revoked, None::<&str>, now, origin);
+                        }
+                        was_live
+                    })
+                })
+                .await
+            }
+        }
     }
 
     /// Whose key it is: for the operator, who names a key without its account.
@@ -244,6 +289,9 @@ impl NewRow {
             .bind(self.permissions.as_deref())
             .bind(self.prefix.as_str())
             .bind(self.hash.as_bytes())
+            .bind(self.key.origin.key_id.map(|key| key.0))
+            .bind(self.key.origin.address.map(|address| address.to_string()))
+            .bind(self.key.origin.request_id.as_deref())
             .execute(connection)
             .await?;
         Ok(done.rows_affected() == 1)
@@ -272,6 +320,8 @@ impl NewRow {
             .bind(self.key.created_at)
             .execute(&mut *tx)
             .await?;
+        let NewKey { id, account_id, created_at, origin, .. } = &self.key;
+        record!(tx, account_id, id.0, What::Created, None::<&str>, created_at, origin);
         Ok(true)
     }
 }

@@ -5,6 +5,8 @@
 mod accounts;
 mod changes;
 mod edits;
+mod events;
+mod expiry;
 mod keys;
 mod listing;
 mod once;
@@ -14,6 +16,7 @@ mod schema;
 mod search;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fmt;
 use std::path::Path;
@@ -28,11 +31,13 @@ use sqlx::{ConnectOptions, Connection};
 pub use self::accounts::CreatedAccount;
 pub use self::changes::{Feed, Followers, Listener, Subject};
 pub use self::edits::Edited;
+pub use self::expiry::Warning;
 pub use self::once::{Carried, Kept, Once};
 use self::pool::Pool;
 pub use self::rotation::{Rotated, SealRotated};
 pub use self::schema::Migrated;
 pub use self::search::{By, Found, Order, Search};
+pub use self::usage::{Counted, Counts, HOURS_KEPT, Usage, day_of, hour_of};
 use crate::permission::Catalogue;
 
 /// Any method of [`Store`] has ended after this time, whatever the database does.

@@ -7,9 +7,11 @@ use rand::rngs::SysError;
 use sqlx::Row;
 
 use super::edits::LOCK_ON_POSTGRES;
+use super::events::record;
 use super::listing::{FIND, gather};
 use super::once::{Carried, Kept, is_ours, once};
 use super::{Db, Result, Store, StoreError, keys, to_its_end, transaction};
+use crate::event::What;
 use crate::key::{ApiKey, Refusal, Rotation};
 use crate::secret::Secret;
 
@@ -43,7 +45,7 @@ impl Store {
         R: TryRng<Error = SysError>,
     {
         for secret in keys::draws(rng) {
-            match self.replace_secret(rotation, secret?, kept.clone()).await {
+            match self.replace_secret(rotation.clone(), secret?, kept.clone()).await {
                 Err(StoreError::Taken) => tracing::info!("a new secret's prefix was taken; drawing again"),
                 outcome => return outcome,
             }
@@ -116,6 +118,8 @@ macro_rules! replace {
                         .bind($rotation.now)
                         .execute(&mut *$tx)
                         .await?;
+                    let Rotation { account_id, now, origin, .. } = &$rotation;
+                    record!($tx, account_id, id, What::Rotated, None::<&str>, now, origin);
                     Rotated::Done(Box::new(key), $secret)
                 }
             },

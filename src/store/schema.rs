@@ -37,7 +37,10 @@ both_engines!(
     (3, "permissions"),
     (4, "disabled_keys"),
     (5, "names_by_bytes"),
-    (6, "idempotent_answers")
+    (6, "idempotent_answers"),
+    (7, "events"),
+    (8, "usage"),
+    (9, "expiry")
 );
 
 /// Where sqlx notes what it has applied.

@@ -112,7 +112,7 @@ fn a_settings_file_that_cannot_be_used_is_refused_by_its_name() {
 fn wrong_usage_is_2_and_help_is_offered() {
     let folder = tempfile::tempdir().unwrap();
     let long = "a".repeat(101);
-    let table: [&[&str]; 25] = [
+    let table: [&[&str]; 26] = [
         &["--bogus"],
         &["bogus"],
         &["serve", "--bogus"],
@@ -136,6 +136,7 @@ fn wrong_usage_is_2_and_help_is_offered() {
         &["keys", "rotate", "key_nonsense"],
         &["keys", "rotate", "key_01hm5cqv1kf3w9zq2n8x7t4b6d", "--grace-hours", "169"],
         &["keys", "retire", "key_nonsense"],
+        &["events", "--limit", "0"],
         &["healthcheck", "--url", "nonsense"],
         &["healthcheck", "--url", "https://127.0.0.1/livez"],
     ];
@@ -166,6 +167,7 @@ fn every_command_explains_itself() {
         "keys disable",
         "keys enable",
         "keys revoke",
+        "events",
         "openapi",
         "healthcheck",
     ];

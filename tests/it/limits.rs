@@ -123,14 +123,14 @@ async fn a_change_of_plan_holds_for_the_next_request_on_every_replica(database: 
     for app in &replicas {
         while app.get(KEYS, &key).await.status == 200 {}
     }
-    assert!(replicas[0].store.set_plan(account, Plan::Pro).await.unwrap());
+    assert!(replicas[0].set_plan(account, Plan::Pro).await);
     replicas[0].app.auth.settle().await.unwrap();
     for app in &replicas {
         let reply = app.get(KEYS, &key).await;
         assert_eq!((reply.status.as_u16(), number(&reply, "x-ratelimit-limit")), (200, 100));
         assert_eq!((&reply.body["data"][0]["plan"], &reply.body["data"][0]["rateLimit"]), (&json!("pro"), &json!(100)));
     }
-    assert!(replicas[1].store.set_plan(account, Plan::Free).await.unwrap());
+    assert!(replicas[1].set_plan(account, Plan::Free).await);
     replicas[1].app.auth.settle().await.unwrap();
     for app in &replicas {
         assert_eq!(number(&app.get(KEYS, &key).await, "x-ratelimit-limit"), 20);

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::{COLLECTION, CreatedKey, IDEMPOTENCY_KEY, SHOWN_ONCE};
 use crate::auth::Caller;
+use crate::event::Origin;
 use crate::http::App;
 use crate::http::body::Members;
 use crate::http::error::ApiError;
@@ -60,7 +61,7 @@ impl CreateKey {
 pub(crate) async fn create(
     caller: Caller,
     State(app): State<App>,
-    _: NoQuery,
+    (origin, NoQuery): (Origin, NoQuery),
     retry: Option<Retry>,
     members: Members,
 ) -> Result<impl IntoResponse, ApiError> {
@@ -69,6 +70,7 @@ pub(crate) async fn create(
     let permissions = body.permissions.unwrap_or(caller.permissions());
     app.permit(&caller, permissions)?;
     let key = NewKey::new(caller.account_id(), body.name, permissions, body.expiration_days, app.clock.now());
+    let key = key.by(origin);
     let limit = app.plans.of(caller.plan()).max_keys;
     let answer = |secret: &Secret| {
         let created = app.view(caller.plan()).created(&key, secret);

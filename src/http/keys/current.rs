@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::revoke::{Revoked, revoke_key};
 use super::{CURRENT, Key};
 use crate::auth::Caller;
+use crate::event::Origin;
 use crate::http::App;
 use crate::http::error::ApiError;
 use crate::http::guard::Admitted;
@@ -73,7 +74,7 @@ pub(crate) async fn show_current(
 pub(crate) async fn revoke_current(
     caller: Caller,
     State(app): State<App>,
-    _: NoQuery,
+    (origin, NoQuery): (Origin, NoQuery),
 ) -> Result<impl IntoResponse, ApiError> {
-    revoke_key(&app, &caller, caller.key_id()).await
+    revoke_key(&app, &caller, caller.key_id(), origin).await
 }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::{ITEM, Key};
 use crate::auth::Caller;
+use crate::event::Origin;
 use crate::http::App;
 use crate::http::body::Members;
 use crate::http::error::ApiError;
@@ -60,6 +61,7 @@ fn read(mut members: Members, catalogue: &Catalogue, by: Permissions) -> Result<
         enabled,
         retire_now,
         by,
+        origin: Origin::operator(),
     })
 }
 
@@ -71,11 +73,10 @@ fn read(mut members: Members, catalogue: &Catalogue, by: Permissions) -> Result<
 pub(crate) async fn edit(
     caller: Caller,
     State(app): State<App>,
-    id: KeyId,
-    _: NoQuery,
+    (id, origin, NoQuery): (KeyId, Origin, NoQuery),
     members: Members,
 ) -> Result<impl IntoResponse, ApiError> {
-    let edit = read(members, app.store.catalogue(), caller.permissions())?;
+    let edit = Edit { origin, ..read(members, app.store.catalogue(), caller.permissions())? };
     match app.store.edit_key(caller.account_id(), id, edit, app.clock.now()).await? {
         Edited::Done(key) => {
             app.auth.settle().await?;

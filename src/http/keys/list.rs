@@ -10,7 +10,7 @@ use super::{COLLECTION, Key};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::query::Parameters;
+use crate::http::query::{Limit, Parameters};
 use crate::http::wire::SuccessWithMeta;
 use crate::key::{KeyName, Status};
 use crate::store::{By, Found, Order, Search};
@@ -31,29 +31,6 @@ pub(crate) struct Total {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     has_more: Option<bool>,
-}
-
-/// Keys on one page.
-#[derive(Clone, Copy, Debug)]
-struct Limit(u32);
-
-impl Limit {
-    const MAX: u32 = 100;
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("must be a whole number from 1 to {}", Limit::MAX)]
-struct InvalidLimit;
-
-impl TryFrom<i64> for Limit {
-    type Error = InvalidLimit;
-
-    fn try_from(number: i64) -> Result<Self, InvalidLimit> {
-        match u32::try_from(number) {
-            Ok(limit @ 1..=Self::MAX) => Ok(Self(limit)),
-            _ => Err(InvalidLimit),
-        }
-    }
 }
 
 /// Keys left out before a page.

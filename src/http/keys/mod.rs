@@ -3,20 +3,25 @@
 mod create;
 mod current;
 mod edit;
+mod events;
 mod list;
 mod revoke;
 mod rotate;
 mod show;
 mod shown;
+mod usage;
 
 pub(super) use self::create::{__path_create, create};
 pub(super) use self::current::{__path_revoke_current, __path_show_current, revoke_current, show_current};
 pub(super) use self::edit::{__path_edit, edit};
+pub use self::events::ShownEvent;
+pub(super) use self::events::{__path_events, events};
 pub(super) use self::list::{__path_list, list};
 pub(super) use self::revoke::{__path_revoke, revoke};
 pub(super) use self::rotate::{__path_rotate, rotate};
 pub(super) use self::show::{__path_show, show};
 pub use self::shown::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View};
+pub(super) use self::usage::{__path_usage, usage};
 use super::App;
 use super::error::ApiError;
 use crate::account::Plan;
@@ -30,6 +35,9 @@ pub(super) const ROTATE: &str = "/v1/api-keys/{id}/rotate";
 /// What the document says of the header that makes a retry safe.
 const IDEMPOTENCY_KEY: &str = "1 to 255 visible ASCII characters of your choice. The same request with the same header gets \
     the same answer for an hour, the same secret included, and is carried out once";
+pub(super) const USAGE: &str = "/v1/api-keys/{id}/usage";
+/// The record of changes.
+pub(super) const EVENTS: &str = "/v1/api-keys/events";
 /// The key that asks.
 pub(super) const CURRENT: &str = "/v1/api-keys/current";
 

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::ITEM;
 use crate::auth::Caller;
+use crate::event::Origin;
 use crate::http::App;
 use crate::http::error::ApiError;
 use crate::http::query::NoQuery;
@@ -29,14 +30,18 @@ pub(crate) struct Revoked {
 pub(crate) async fn revoke(
     caller: Caller,
     State(app): State<App>,
-    id: KeyId,
-    _: NoQuery,
+    (id, origin, NoQuery): (KeyId, Origin, NoQuery),
 ) -> Result<impl IntoResponse, ApiError> {
-    revoke_key(&app, &caller, id).await
+    revoke_key(&app, &caller, id, origin).await
 }
 
-pub(super) async fn revoke_key(app: &App, caller: &Caller, id: KeyId) -> Result<Json<Success<Revoked>>, ApiError> {
-    let was_live = app.store.revoke_key(caller.account_id(), id, app.clock.now()).await?;
+pub(super) async fn revoke_key(
+    app: &App,
+    caller: &Caller,
+    id: KeyId,
+    origin: Origin,
+) -> Result<Json<Success<Revoked>>, ApiError> {
+    let was_live = app.store.revoke_key(caller.account_id(), id, app.clock.now(), origin).await?;
     // Also before a 404: whoever asks again after a lost answer takes it for the proof that the key is dead.
     app.auth.settle().await?;
     if !was_live {

@@ -11,6 +11,7 @@ use super::create::Warning;
 use super::{IDEMPOTENCY_KEY, ROTATE, RotatedKey, SHOWN_ONCE};
 use crate::account::Plan;
 use crate::auth::Caller;
+use crate::event::Origin;
 use crate::http::App;
 use crate::http::body::Members;
 use crate::http::error::ApiError;
@@ -47,7 +48,7 @@ impl RotateKey {
 pub(crate) async fn rotate(
     caller: Caller,
     State(app): State<App>,
-    (id, NoQuery): (KeyId, NoQuery),
+    (id, origin, NoQuery): (KeyId, Origin, NoQuery),
     retry: Option<Retry>,
     members: Option<Members>,
 ) -> Result<impl IntoResponse, ApiError> {
@@ -55,7 +56,7 @@ pub(crate) async fn rotate(
     let retry = retry.map(|retry| retry.sealer(&app, &caller, &members)).transpose()?.map(Arc::new);
     let grace = RotateKey::read(members)?.grace_period_hours.unwrap_or_default();
     let (account_id, by, now) = (caller.account_id(), caller.permissions(), app.clock.now());
-    let rotation = Rotation { account_id, id, grace, by, now };
+    let rotation = Rotation { account_id, id, grace, by, now, origin };
     let answer = Arc::new(Answer { app: app.clone(), plan: caller.plan(), shown: OnceLock::new() });
     let kept = retry.as_ref().map(|sealer| Kept { once: sealer.once, seal: seal(sealer, &answer) });
     let carried = app.store.rotate_key(rotation, kept, &mut SysRng).await?;

@@ -12,6 +12,7 @@ use momail_api_keys::access_log::{AccessLog, Form};
 use momail_api_keys::account::{Account, Allowance, Plan, Plans};
 use momail_api_keys::auth::{CacheSettings, LastUsed};
 use momail_api_keys::clock::Clock;
+use momail_api_keys::event::Origin;
 use momail_api_keys::http::{self, App, Parts, Peer};
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
@@ -157,6 +158,11 @@ impl TestApp {
         let key = NewKey::new(account.id, first, Permissions::EVERYTHING, None, now);
         let created = self.store.create_account(account, key, &mut SysRng).await.unwrap();
         (created.account.id, created.secret.expose().to_owned())
+    }
+
+    /// Changes a plan as the operator does.
+    pub(crate) async fn set_plan(&self, account: AccountId, plan: Plan) -> bool {
+        self.store.set_plan(account, plan, self.clock.now(), Origin::operator()).await.unwrap()
     }
 
     /// A key of an account on plan pro.

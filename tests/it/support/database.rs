@@ -98,6 +98,18 @@ impl Database {
         }
     }
 
+    /// The complaint about SQL that the database must refuse.
+    pub(crate) async fn refused(&self, sql: &str) -> String {
+        let sql = AssertSqlSafe(sql.to_owned());
+        let outcome = if self.is_postgres() {
+            sqlx::raw_sql(sql).execute(&mut self.postgres_session().await).await.map(drop)
+        } else {
+            let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+            sqlx::raw_sql(sql).execute(&mut options.connect().await.unwrap()).await.map(drop)
+        };
+        outcome.unwrap_err().to_string()
+    }
+
     /// The one number that a query of the operator's yields.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
