@@ -34,11 +34,20 @@ use crate::permission::Permissions;
 use crate::secret::{Malformed, Prefix, Secret};
 use crate::store::{Store, StoreError};
 
-/// Proof that a live key was presented; only [`Auth::authenticate`] makes one.
+/// Proof that a live key was presented; only [`Auth`] makes one.
 #[derive(Clone, Debug)]
 pub struct Caller(Arc<Credential>);
 
 impl Caller {
+    fn live(credential: Arc<Credential>, now: DateTime<Utc>) -> Result<Self, Denial> {
+        match credential.standing(now) {
+            Standing::Live => Ok(Self(credential)),
+            Standing::Revoked => Err(Denial::Revoked),
+            Standing::Disabled => Err(Denial::Disabled),
+            Standing::Expired(since) => Err(Denial::Expired(since)),
+        }
+    }
+
     pub fn key_id(&self) -> KeyId {
         self.0.key_id
     }
@@ -177,14 +186,18 @@ impl Auth {
             return denied(Denial::WrongSecret);
         }
         let now = self.clock.now();
-        match credential.standing(now) {
-            Standing::Revoked => denied(Denial::Revoked),
-            Standing::Disabled => denied(Denial::Disabled),
-            Standing::Expired(since) => denied(Denial::Expired(since)),
-            Standing::Live => {
-                self.last_used.record(credential.prefix, now, credential.never_used);
-                Ok(Caller(credential))
+        let caller = Caller::live(credential, now).map_err(AuthError::Denied)?;
+        self.last_used.record(caller.prefix(), now, caller.0.never_used);
+        Ok(caller)
+    }
+
+    /// Judges a caller once more, who has had time since: its key may have been changed or taken away.
+    pub async fn again(&self, caller: &Caller) -> Result<Caller, AuthError> {
+        match self.find(caller.prefix()).await.map_err(AuthError::Store)? {
+            Some(now) if now.hash.matches(&caller.0.hash) => {
+                Caller::live(now, self.clock.now()).map_err(AuthError::Denied)
             }
+            _ => Err(AuthError::Denied(Denial::Unknown)),
         }
     }
 }

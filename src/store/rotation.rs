@@ -17,6 +17,12 @@ use crate::secret::Secret;
 
 const REPLACE: &str = "update key_secrets set retires_at = $2 where key_id = $1 and retires_at is null";
 
+/// Secrets that ended before, but the one that was used last: its use is the key's.
+const FORGET: &str = "
+    delete from key_secrets where key_id = $1 and retires_at <= $2 and prefix not in (
+        select prefix from key_secrets where key_id = $1 and retires_at <= $2
+        order by last_used_at desc nulls last, retires_at desc limit 1)";
+
 const ADD: &str = "insert into key_secrets (prefix, key_id, hash, created_at) values ($1, $2, $3, $4)";
 
 /// What came of a rotation.
@@ -110,6 +116,7 @@ macro_rules! replace {
             Some(mut key) => match key.rotate(&$rotation, $secret.prefix()) {
                 Err(refusal) => Rotated::Refused(refusal),
                 Ok(retires_at) => {
+                    sqlx::query(FORGET).bind(id).bind($rotation.now).execute(&mut *$tx).await?;
                     sqlx::query(REPLACE).bind(id).bind(retires_at).execute(&mut *$tx).await?;
                     sqlx::query(ADD)
                         .bind($secret.prefix().as_str())

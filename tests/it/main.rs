@@ -18,6 +18,7 @@ mod flaws;
 mod framing;
 mod gateways;
 mod growth;
+mod held_bodies;
 mod keys;
 mod last_use;
 mod life;

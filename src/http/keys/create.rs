@@ -65,6 +65,7 @@ pub(crate) async fn create(
     retry: Option<Retry>,
     members: Members,
 ) -> Result<impl IntoResponse, ApiError> {
+    let caller = app.judge_again(&caller).await?;
     let retry = retry.map(|retry| retry.sealer(&app, &caller, &members)).transpose()?;
     let body = CreateKey::read(members, app.store.catalogue())?;
     let permissions = body.permissions.unwrap_or(caller.permissions());

@@ -76,6 +76,7 @@ pub(crate) async fn edit(
     (id, origin, NoQuery): (KeyId, Origin, NoQuery),
     members: Members,
 ) -> Result<impl IntoResponse, ApiError> {
+    let caller = app.judge_again(&caller).await?;
     let edit = Edit { origin, ..read(members, app.store.catalogue(), caller.permissions())? };
     match app.store.edit_key(caller.account_id(), id, edit, app.clock.now()).await? {
         Edited::Done(key) => {

@@ -68,6 +68,14 @@ impl App {
         if caller.permissions().contains(needed) { Ok(()) } else { Err(self.lacks(caller, needed)) }
     }
 
+    /// The caller as it is now that its body has come. A client chooses when that is, so what the guard has found may have been
+    /// taken away since.
+    pub(super) async fn judge_again(&self, caller: &Caller) -> Result<Caller, ApiError> {
+        let caller = self.auth.again(caller).await?;
+        self.permit(&caller, Permissions::WRITE_KEYS)?;
+        Ok(caller)
+    }
+
     fn lacks(&self, caller: &Caller, needed: Permissions) -> ApiError {
         ApiError::NotPermitted { missing: self.store.catalogue().missing(needed, caller.permissions()) }
     }

@@ -52,6 +52,7 @@ pub(crate) async fn rotate(
     retry: Option<Retry>,
     members: Option<Members>,
 ) -> Result<impl IntoResponse, ApiError> {
+    let caller = app.judge_again(&caller).await?;
     let members = members.unwrap_or_else(Members::none);
     let retry = retry.map(|retry| retry.sealer(&app, &caller, &members)).transpose()?.map(Arc::new);
     let grace = RotateKey::read(members)?.grace_period_hours.unwrap_or_default();
