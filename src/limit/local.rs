@@ -35,7 +35,7 @@ struct Usage {
 /// Requests counted in one clock window.
 #[derive(Clone, Copy, Default)]
 struct Count {
-    /// Which window since the epoch; it never goes back, so that a clock set back gives nothing away.
+    /// Which window since the epoch. It does not go back, so that a clock set back a little gives nothing away.
     index: u32,
     used: u32,
 }
@@ -95,7 +95,8 @@ impl Usage {
 
 impl Count {
     fn enter(&mut self, index: u32) {
-        if index > self.index {
+        // One from further ahead than the next was counted by a clock that was wrong then.
+        if index > self.index || index + 1 < self.index {
             *self = Self { index, used: 0 };
         }
     }

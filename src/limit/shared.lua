@@ -27,11 +27,12 @@ if usage[1] ~= plan then
   full_at = 0
 end
 
--- Windows never go back, so that a clock set back gives nothing away.
+-- Windows do not go back, so that a clock set back a little gives nothing away. One from further ahead than the next was counted
+-- by a clock that was wrong then, and nobody waits until it comes.
 local function enter(length, index, used)
   local current = math.floor(now / length)
   index, used = tonumber(index) or 0, tonumber(used) or 0
-  if current > index then
+  if current > index or current + 1 < index then
     return current, 0
   end
   return index, used

@@ -172,9 +172,9 @@ impl Shared {
         Ok(link)
     }
 
-    /// Asks as a request would: a server that has become a replica answers, but cannot count.
+    /// Asks as a request without limits would, which always writes: a server that has become a replica answers, but cannot count.
     async fn probe(&self, link: &Link) -> Result<(), Trouble> {
-        self.ask_of(link, PROBE, Plan::Free, &Allowance { per_minute: 60, per_hour: 0, per_day: 0, max_keys: 0 })
+        self.ask_of(link, PROBE, Plan::Free, &Allowance { per_minute: 0, per_hour: 0, per_day: 0, max_keys: 0 })
             .await
             .map(drop)
     }

@@ -41,6 +41,7 @@ on_both_limiters!(
     keys_do_not_share_and_a_new_plan_holds_at_once,
     a_plan_without_windows_never_refuses,
     a_clock_that_is_set_gives_no_second_burst_and_locks_nobody_out,
+    a_clock_that_was_years_ahead_for_a_moment_locks_nobody_out,
 );
 
 #[derive(Clone, Copy, Debug)]
@@ -261,6 +262,17 @@ async fn a_clock_that_is_set_gives_no_second_burst_and_locks_nobody_out(counter:
     assert!(world.wait(key).await.1 <= Duration::from_secs(2 * 3_600));
     world.clock.step(2 * AN_HOUR);
     assert!(world.count(key, 100).await <= 20, "a clock set forward is worth one burst at the most");
+}
+
+async fn a_clock_that_was_years_ahead_for_a_moment_locks_nobody_out(counter: Counter) {
+    const A_YEAR: i64 = 365 * 86_400_000;
+    let world = counter.world(allowance(0, 2, 3)).await;
+    let key = KeyId::new();
+    world.clock.step(A_YEAR);
+    assert_eq!(world.count(key, 5).await, 2);
+    world.clock.step(-A_YEAR);
+    world.clock.advance(Duration::from_secs(60));
+    assert_eq!(world.count(key, 5).await, 2);
 }
 
 #[tokio::test]
