@@ -66,7 +66,9 @@ impl Follower {
             self.register().await?;
         }
         let asked = self.clock.elapsed();
-        let feed = self.store.follow(self.cache.applied(), self.replica).await?;
+        // Without a lease the database may have become another one meanwhile, where the same numbers mean other changes.
+        let applied = self.cache.applied().filter(|_| self.cache.is_leased());
+        let feed = self.store.follow(applied, self.replica).await?;
         if !feed.is_registered {
             self.forget_registration();
             return Err(StoreError::Unavailable("this replica was taken off the list".to_owned()));
