@@ -61,6 +61,7 @@ struct Gauges {
     lease_left_millis: Gauge,
     cache_hits: Counter<u64, AtomicU64>,
     cache_misses: Counter<u64, AtomicU64>,
+    cache_stale: Counter<u64, AtomicU64>,
     access_lines_dropped: Counter<u64, AtomicU64>,
 }
 
@@ -144,6 +145,7 @@ impl Metrics {
         let counted = [
             ("cache_hits", "Keys found in memory", &gauges.cache_hits),
             ("cache_misses", "Keys looked up in the database", &gauges.cache_misses),
+            ("cache_stale_answers", "Answers from before the database went away", &gauges.cache_stale),
             ("last_used_dropped", "Last uses lost while too many waited for the database", &gauges.last_used_dropped),
             ("access_lines_dropped", "Lines lost while the log was not read", &gauges.access_lines_dropped),
         ];
@@ -201,6 +203,7 @@ impl Metrics {
             |counter: &Counter<u64, AtomicU64>, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
         counter(&self.gauges.cache_hits, now.cache.hits);
         counter(&self.gauges.cache_misses, now.cache.misses);
+        counter(&self.gauges.cache_stale, now.cache.stale);
         counter(&self.gauges.last_used_dropped, now.last_used_dropped);
         counter(&self.gauges.access_lines_dropped, now.access_lines_dropped);
 

@@ -37,6 +37,8 @@ pub struct Cache {
     pub(super) changed: Notify,
     hits: AtomicU64,
     misses: AtomicU64,
+    /// Answers from before the database went away.
+    stale: AtomicU64,
     /// When a look-up in the database last failed, in microseconds.
     failed: AtomicU64,
 }
@@ -51,6 +53,8 @@ pub struct CacheUse {
     /// Look-ups answered from memory, and by the database, since the start.
     pub hits: u64,
     pub misses: u64,
+    /// Answers from before the database went away, which a grace lets stand.
+    pub stale: u64,
 }
 
 impl Cache {
@@ -58,8 +62,8 @@ impl Cache {
         // The map takes memory as it fills.
         const EXPECTED: usize = 1_000;
         let keys = Map::with_weighter(EXPECTED.min(settings.max_keys), settings.max_keys as u64, UnitWeighter);
-        let (hits, misses, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self { keys, lease: Lease::new(), clock, settings, changed: Notify::new(), hits, misses, failed }
+        let (hits, misses, stale, failed) = Default::default();
+        Self { keys, lease: Lease::new(), clock, settings, changed: Notify::new(), hits, misses, stale, failed }
     }
 
     /// The key with this prefix: from memory while the lease lasts, else from the database. However many ask at once, one reads.
@@ -72,7 +76,12 @@ impl Cache {
                 return Ok(Some(known));
             }
             return match self.read(store, prefix).await {
-                Err(StoreError::Unavailable(_)) if self.is_in_grace() => Ok(Some(known)),
+                Err(StoreError::Unavailable(_)) if self.is_in_grace() => {
+                    if self.stale.fetch_add(1, Ordering::Relaxed) == 0 {
+                        tracing::warn!("the database is away; for the grace that is set, the last known answers stand");
+                    }
+                    Ok(Some(known))
+                }
                 outcome => outcome,
             };
         }
@@ -107,6 +116,7 @@ impl Cache {
             lease_left: self.lease.until().saturating_sub(self.clock.elapsed()),
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
+            stale: self.stale.load(Ordering::Relaxed),
         }
     }
 

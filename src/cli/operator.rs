@@ -17,6 +17,7 @@ use crate::http::{ShownEvent, View, timestamp};
 use crate::id::{AccountId, KeyId};
 use crate::key::{Edit, Grace, NewKey, Refusal, Rotation};
 use crate::permission::{Permissions, UnknownPermission};
+use crate::secret;
 use crate::store::{Carried, Edited, Rotated, Store};
 
 /// Whoever may run commands on the host may act for any account.
@@ -189,6 +190,10 @@ impl Operator {
         };
         if let Some(account) = by_id {
             return Ok(account);
+        }
+        // It is repeated below, and a key that was pasted in its place must not be.
+        if secret::appears_in(account.as_bytes()) {
+            bail!("ACCOUNT must be an account's id or name, and this is a key");
         }
         let mut named = self.store.find_accounts_named(account).await?;
         match (named.pop(), named.pop()) {
