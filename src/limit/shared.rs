@@ -96,6 +96,9 @@ impl Shared {
 
     /// Judges one request, and counts it if it may go on; `None` if Redis cannot be asked.
     pub(super) async fn check(&self, key: KeyId, plan: Plan) -> Option<Decision> {
+        if matches!(self.plans.of(plan), Allowance { per_minute: 0, per_hour: 0, per_day: 0, .. }) {
+            return Some(Decision::Go(None));
+        }
         if let Some(refusal) = self.still_refused(key, plan) {
             return Some(refusal);
         }
