@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::support::{
-    Connection, Database, Load, PrivatePostgres, Promises, Relay, Reply, Service, accounts, json_request, request,
-    unlimited,
+    Connection, Database, Event, Load, Pooler, PrivatePostgres, PrivateRedis, Promises, Relay, Reply, Service,
+    accounts, json_request, request, unlimited,
 };
 
 const KEYS: &str = "/v1/api-keys";
@@ -235,4 +235,44 @@ async fn ten_restarts_of_postgresql_under_load_cost_no_promise_and_no_late_error
     promises.assert_kept(&service.public).await;
     let mut connection = Connection::open(&service.public).await.unwrap();
     assert_eq!(connection.send(request(Method::GET, KEYS, &keys[0])).await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_keeps_no_sessions_is_refused_with_the_reason() {
+    let postgres = PrivatePostgres::start().await;
+    let key = accounts(&postgres.database(), 1).await.remove(0);
+    let pooler = Pooler::to(postgres.port());
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let service = Service::start(&unlimited(&url));
+    assert_out_of_service(&service, &key).await;
+    let logs = service.logs();
+    assert!(logs.contains("waiting for the database") && logs.contains("unsupported startup parameter"), "{logs}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_postgresql_and_redis_answers_are_quick_and_memory_stays_as_it_is() {
+    let (mut postgres, mut redis) = (PrivatePostgres::start().await, PrivateRedis::start().await);
+    let keys = accounts(&postgres.database(), 16).await;
+    let (url, redis_url) = (postgres.url(), redis.url());
+    let mut settings = unlimited(&url);
+    settings.extend([("REDIS_URL", redis_url.as_str()), ("MOMAIL_PLANS__ENTERPRISE__PER_MINUTE", "1000000")]);
+    let service = Service::start(&settings);
+    service.wait_until_ready_is(200).await;
+    postgres.stop();
+    redis.stop();
+    assert_out_of_service(&service, &keys[0]).await;
+    let load = Load::start(&service.public, &keys, Duration::from_millis(10));
+    sleep(Duration::from_secs(2)).await;
+    let before = service.resident_memory();
+    sleep(Duration::from_secs(5)).await;
+    let grown = service.resident_memory().saturating_sub(before);
+    let promises = load.end().await;
+    assert!(promises.events.len() > 500 && promises.events.iter().all(|event| event.status == Some(503)));
+    let mut times: Vec<_> = promises.events.iter().map(Event::took).collect();
+    times.sort_unstable();
+    assert!(times[times.len() / 2] < Duration::from_millis(500), "{:?}", times[times.len() / 2]);
+    assert!(grown < 20 << 20, "{grown} bytes");
+    redis.run().await;
+    postgres.run().await;
+    eprintln!("recovered after {:?}", assert_recovers(&service, &keys[0]).await);
 }

@@ -91,7 +91,7 @@ pub struct RotatedKey {
     pub previous_secret: Option<ShownSecret>,
 }
 
-/// A key just made: the only answer that ever shows `apiKey`.
+/// A key just made, with its text; only a rotation shows one again.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreatedKey {

@@ -237,14 +237,19 @@ pub(crate) fn signal(name: &str, pids: &[u32]) {
 /// PostgreSQL refuses to run as root, so root runs it as its own user.
 fn as_postgres(program: &str) -> Command {
     let mut command = Command::new(Path::new(&setting("TEST_POSTGRES_BIN")).join(program));
-    if let Some((uid, gid)) = postgres_user() {
-        command.uid(uid).gid(gid);
-    }
-    command.current_dir("/tmp");
+    as_its_user(&mut command);
     command
 }
 
-fn give_to_postgres(directory: &Path) {
+/// The same for what belongs to PostgreSQL.
+pub(super) fn as_its_user(command: &mut Command) -> &mut Command {
+    if let Some((uid, gid)) = postgres_user() {
+        command.uid(uid).gid(gid);
+    }
+    command.current_dir("/tmp")
+}
+
+pub(super) fn give_to_postgres(directory: &Path) {
     if let Some((uid, gid)) = postgres_user() {
         std::os::unix::fs::chown(directory, Some(uid), Some(gid)).unwrap();
     }
