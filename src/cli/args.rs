@@ -8,7 +8,7 @@ use hyper::Uri;
 use super::healthcheck;
 use crate::account::Plan;
 use crate::id::KeyId;
-use crate::key::{Grace, InvalidGrace, KeyName, Lifetime};
+use crate::key::{Expiry, Grace, InvalidGrace, KeyName, Lifetime};
 
 /// Issues, lists and revokes API keys, and says for every request who is calling and whether that key may go on.
 ///
@@ -114,6 +114,23 @@ pub(super) enum KeysCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Change a key's name, what it may do, or until when it lives
+    Change {
+        #[command(flatten)]
+        key: KeyArgument,
+        #[command(flatten)]
+        changes: Changes,
+    },
+    /// Show how many requests a key has made
+    Usage {
+        #[command(flatten)]
+        key: KeyArgument,
+        /// Days to look back, today included
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(i64).range(1..=365))]
+        days: i64,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Give a key another secret, which is shown once; the one before works for a while
     Rotate {
         #[command(flatten)]
@@ -139,13 +156,30 @@ impl KeysCommand {
     pub(super) fn key(&self) -> Option<&KeyArgument> {
         match self {
             Self::Create { .. } | Self::List { .. } => None,
-            Self::Rotate { key, .. }
+            Self::Change { key, .. }
+            | Self::Usage { key, .. }
+            | Self::Rotate { key, .. }
             | Self::Retire(key)
             | Self::Disable(key)
             | Self::Enable(key)
             | Self::Revoke(key) => Some(key),
         }
     }
+}
+
+/// What shall be different; at least one of them.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct Changes {
+    /// A new name, 1 to 100 characters
+    #[arg(long, value_parser = parse_name)]
+    pub(super) name: Option<KeyName>,
+    /// What the key may do from now on, such as domains:read,emails:write; `all` for everything
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(super) permissions: Option<Vec<String>>,
+    /// Days until the key expires, 1 to 365, counted from now; `never` for no end
+    #[arg(long, value_name = "N", value_parser = parse_expiry)]
+    pub(super) expiration_days: Option<Expiry>,
 }
 
 /// It is not checked by the parser of the command line, which would repeat a key that was pasted instead of its id.
@@ -178,6 +212,10 @@ fn parse_lifetime(text: &str) -> Result<Lifetime, String> {
         .ok()
         .and_then(|days| Lifetime::try_from(days).ok())
         .ok_or_else(|| crate::key::InvalidLifetime.to_string())
+}
+
+fn parse_expiry(text: &str) -> Result<Expiry, String> {
+    if text == "never" { Ok(Expiry::Never) } else { parse_lifetime(text).map(Expiry::After) }
 }
 
 fn parse_grace(text: &str) -> Result<Grace, String> {

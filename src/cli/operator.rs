@@ -5,15 +5,15 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use rand::rngs::SysRng;
 
-use super::args::{AccountsCommand, KeyArgument, KeysCommand, Output};
+use super::args::{AccountsCommand, Changes, KeyArgument, KeysCommand, Output};
 use super::open;
-use super::output::{say, say_account, say_accounts, say_events, say_key, say_keys, say_rotated};
+use super::output::{say, say_account, say_accounts, say_events, say_key, say_keys, say_rotated, say_usage};
 use crate::account::{Account, Plan};
 use crate::auth::Settler;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::event::Origin;
-use crate::http::{ShownEvent, View, timestamp};
+use crate::http::{ShownEvent, ShownUsage, View, timestamp};
 use crate::id::{AccountId, KeyId};
 use crate::key::{Edit, Grace, NewKey, Refusal, Rotation};
 use crate::permission::{Permissions, UnknownPermission};
@@ -82,6 +82,13 @@ impl Operator {
                 let keys: Vec<_> = keys.into_iter().map(|key| view.key(key)).collect();
                 Ok(say_keys(&keys, output.json))
             }
+            KeysCommand::Change { key, changes } => self.change(&key, changes).await,
+            KeysCommand::Usage { key, days, output } => {
+                let (account, key) = self.find_key(&key).await?;
+                let now = self.clock.now();
+                let found = self.store.usage(account, key, days, now).await?;
+                Ok(say_usage(&ShownUsage::new(key, &found, days, now), output.json))
+            }
             KeysCommand::Rotate { key, grace_hours, output } => self.rotate(&key, grace_hours, output).await,
             KeysCommand::Retire(key) => {
                 let key = self.edit(&key, Edit { retire_now: true, ..no_edit() }).await?;
@@ -119,6 +126,19 @@ impl Operator {
             events.into_iter().map(|event| (event.account_id, ShownEvent::from(event))).collect(),
             output.json,
         ))
+    }
+
+    async fn change(&self, key: &KeyArgument, changes: Changes) -> anyhow::Result<ExitCode> {
+        let Changes { name, permissions, expiration_days } = changes;
+        let permissions = match permissions {
+            Some(names) if names == ["all"] => Some(Permissions::EVERYTHING),
+            Some(names) => Some(self.parse(Some(&names))?),
+            None => None,
+        };
+        let edit = Edit { name, permissions, expiry: expiration_days, ..no_edit() };
+        let given = edit.given();
+        let key = self.edit(key, edit).await?;
+        Ok(say(&format!("{key} is changed: {given}")))
     }
 
     async fn edit(&self, key: &KeyArgument, edit: Edit) -> anyhow::Result<KeyId> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::account::Account;
-use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, View, timestamp};
+use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, ShownUsage, View, timestamp};
 use crate::id::AccountId;
 use crate::store::CreatedAccount;
 
@@ -174,6 +174,21 @@ pub(super) fn say_keys(keys: &[Key], as_json: bool) -> ExitCode {
         [id, prefix, key.status.to_owned(), last_used, key.created_at.clone(), expires, key.name.clone()]
     });
     say(&table(["KEY", "PREFIX", "STATUS", "LAST USED", "CREATED", "EXPIRES", "NAME"], &rows.collect::<Vec<_>>()))
+}
+
+/// The days on which there was a request; scripts get all of it.
+pub(super) fn say_usage(usage: &ShownUsage, as_json: bool) -> ExitCode {
+    if as_json {
+        return say_json(usage);
+    }
+    let used = usage.days.iter().filter(|day| day.allowed + day.refused > 0);
+    // The day alone: its time is always midnight.
+    let rows: Vec<_> =
+        used.map(|day| [day.start[..10].to_owned(), day.allowed.to_string(), day.refused.to_string()]).collect();
+    if rows.is_empty() {
+        return say(&format!("no requests in {} days", usage.days.len()));
+    }
+    say(&table(["DAY", "ALLOWED", "REFUSED"], &rows))
 }
 
 /// Columns as wide as their widest cell; names come last, since they may be of any width.

@@ -35,7 +35,7 @@ pub use self::endpoint::{Endpoint, endpoints};
 pub use self::error::ApiError;
 use self::exchange::RequestIds;
 use self::guard::Policies;
-pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, View};
+pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, ShownUsage, View};
 pub use self::openapi::text as openapi_document;
 pub use self::ops::Readiness;
 use self::verify::PermissionHeaders;

@@ -112,7 +112,7 @@ fn a_settings_file_that_cannot_be_used_is_refused_by_its_name() {
 fn wrong_usage_is_2_and_help_is_offered() {
     let folder = tempfile::tempdir().unwrap();
     let long = "a".repeat(101);
-    let table: [&[&str]; 26] = [
+    let table: [&[&str]; 31] = [
         &["--bogus"],
         &["bogus"],
         &["serve", "--bogus"],
@@ -133,6 +133,11 @@ fn wrong_usage_is_2_and_help_is_offered() {
         &["keys", "revoke", "key_nonsense"],
         &["keys", "disable", "key_nonsense"],
         &["keys", "enable"],
+        &["keys", "change", "key_01hm5cqv1kf3w9zq2n8x7t4b6d"],
+        &["keys", "change", "key_01hm5cqv1kf3w9zq2n8x7t4b6d", "--expiration-days", "0"],
+        &["keys", "change", "key_nonsense", "--name", "a"],
+        &["keys", "usage", "key_nonsense"],
+        &["keys", "usage", "key_01hm5cqv1kf3w9zq2n8x7t4b6d", "--days", "366"],
         &["keys", "rotate", "key_nonsense"],
         &["keys", "rotate", "key_01hm5cqv1kf3w9zq2n8x7t4b6d", "--grace-hours", "169"],
         &["keys", "retire", "key_nonsense"],
@@ -162,6 +167,8 @@ fn every_command_explains_itself() {
         "keys",
         "keys create",
         "keys list",
+        "keys change",
+        "keys usage",
         "keys rotate",
         "keys retire",
         "keys disable",

@@ -7,6 +7,7 @@ mod auth;
 mod browsers;
 mod cache;
 mod cli;
+mod cli_keys;
 mod cli_usage;
 mod clients;
 mod cors;

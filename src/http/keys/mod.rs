@@ -21,6 +21,7 @@ pub(super) use self::revoke::{__path_revoke, revoke};
 pub(super) use self::rotate::{__path_rotate, rotate};
 pub(super) use self::show::{__path_show, show};
 pub use self::shown::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, View};
+pub use self::usage::ShownUsage;
 pub(super) use self::usage::{__path_usage, usage};
 use super::App;
 use super::error::ApiError;

@@ -15,18 +15,18 @@ use crate::http::error::ApiError;
 use crate::http::query::Parameters;
 use crate::http::wire::{Success, timestamp};
 use crate::id::KeyId;
-use crate::store::{Counts, HOURS_KEPT, day_of, hour_of};
+use crate::store::{Counts, HOURS_KEPT, Usage, day_of, hour_of};
 
 /// What a key has done.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ShownUsage {
+pub struct ShownUsage {
     #[schema(example = "key_01hm5cqv1kf3w9zq2n8x7t4b6d")]
     key_id: String,
     /// In all these days.
     total: Requests,
     /// Each day in UTC, the last one is today.
-    days: Vec<Span>,
+    pub days: Vec<Span>,
     /// Each of the last 48 clock hours, the last one is now.
     hours: Vec<Span>,
 }
@@ -41,13 +41,25 @@ pub(crate) struct Requests {
 }
 
 #[derive(Serialize, ToSchema)]
-pub(crate) struct Span {
+pub struct Span {
     #[schema(format = DateTime)]
-    start: String,
+    pub start: String,
     #[schema(example = 1234)]
-    allowed: i64,
+    pub allowed: i64,
     #[schema(example = 5)]
-    refused: i64,
+    pub refused: i64,
+}
+
+impl ShownUsage {
+    pub fn new(key: KeyId, found: &Usage, days: i64, now: DateTime<Utc>) -> Self {
+        let total = Requests {
+            allowed: found.days.values().map(|counts| counts.allowed).sum(),
+            refused: found.days.values().map(|counts| counts.refused).sum(),
+        };
+        let days = spans(&found.days, day_of(now), days, 86_400);
+        let hours = spans(&found.hours, hour_of(now), HOURS_KEPT, 3_600);
+        Self { key_id: key.to_string(), total, days, hours }
+    }
 }
 
 /// Days to look back.
@@ -90,13 +102,7 @@ pub(crate) async fn usage(
     let (account_id, now) = (caller.account_id(), app.clock.now());
     app.store.find_key(account_id, id).await?.ok_or(ApiError::NotFound)?;
     let found = app.store.usage(account_id, id, days, now).await?;
-    let total = Requests {
-        allowed: found.days.values().map(|counts| counts.allowed).sum(),
-        refused: found.days.values().map(|counts| counts.refused).sum(),
-    };
-    let days = spans(&found.days, day_of(now), days, 86_400);
-    let hours = spans(&found.hours, hour_of(now), HOURS_KEPT, 3_600);
-    Ok(Success::new(ShownUsage { key_id: id.to_string(), total, days, hours }))
+    Ok(Success::new(ShownUsage::new(id, &found, days, now)))
 }
 
 /// So many spans up to the last one, those without a request included.
