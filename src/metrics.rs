@@ -38,8 +38,7 @@ pub struct Metrics {
     gauges: Gauges,
 }
 
-/// What is counted of one route and method, found once: to look it up by its labels for each request would cost as much as the
-/// authentication does.
+/// What is counted of one route and method, found once: to look it up by its labels costs more than to count.
 struct Series {
     duration: Histogram,
     by_status: [OnceLock<Counter>; STATUSES.len()],

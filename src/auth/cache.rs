@@ -1,7 +1,7 @@
 //! Keys kept near, under a lease, and how they are found. Whether a key is live is not decided here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use quick_cache::UnitWeighter;
@@ -39,6 +39,8 @@ pub struct Cache {
     misses: AtomicU64,
     /// Answers from before the database went away.
     stale: AtomicU64,
+    /// Whether the log has said so of the time without the database that it is now.
+    is_told: AtomicBool,
     /// When a look-up in the database last failed, in microseconds.
     failed: AtomicU64,
 }
@@ -62,8 +64,9 @@ impl Cache {
         // The map takes memory as it fills.
         const EXPECTED: usize = 1_000;
         let keys = Map::with_weighter(EXPECTED.min(settings.max_keys), settings.max_keys as u64, UnitWeighter);
-        let (hits, misses, stale, failed) = Default::default();
-        Self { keys, lease: Lease::new(), clock, settings, changed: Notify::new(), hits, misses, stale, failed }
+        let (hits, misses, stale, is_told, failed) = Default::default();
+        let (lease, changed) = (Lease::new(), Notify::new());
+        Self { keys, lease, clock, settings, changed, hits, misses, stale, is_told, failed }
     }
 
     /// The key with this prefix: from memory while the lease lasts, else from the database. However many ask at once, one reads.
@@ -77,7 +80,8 @@ impl Cache {
             }
             return match self.read(store, prefix).await {
                 Err(StoreError::Unavailable(_)) if self.is_in_grace() => {
-                    if self.stale.fetch_add(1, Ordering::Relaxed) == 0 {
+                    self.stale.fetch_add(1, Ordering::Relaxed);
+                    if !self.is_told.swap(true, Ordering::Relaxed) {
                         tracing::warn!("the database is away; for the grace that is set, the last known answers stand");
                     }
                     Ok(Some(known))
@@ -126,6 +130,7 @@ impl Cache {
 
     /// Applies what the feed said to a question sent at `asked`, and believes memory from then on.
     pub(super) fn apply(&self, feed: &Feed, asked: Duration) {
+        self.is_told.store(false, Ordering::Relaxed);
         let until = asked + self.settings.lease;
         self.lease.apply(feed, self.clock.elapsed(), until, |forget| match forget {
             Forget::Everything => self.keys.clear(),

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use axum::http::Method;
 use momail_api_keys::account::Plan;
 use momail_api_keys::clock::Clock;
 use momail_api_keys::store::StoreError;
 use serde_json::json;
 
-use crate::support::{Database, Options, TestApp, on_both_stores};
+use crate::support::{Database, Options, TestApp, on_both_stores, request};
 
 on_both_stores!(
     a_key_in_memory_is_not_read_again,
@@ -16,6 +17,8 @@ on_both_stores!(
     a_change_of_very_many_keys_is_heard_of_as_one_of_all,
     keys_are_made_listed_and_used_without_a_change_that_others_must_hear_of,
     nothing_is_promised_when_nobody_can_say_who_is_to_be_waited_for,
+    a_database_that_lost_its_last_changes_is_not_taken_for_the_one_before,
+    last_known_answers_stand_for_the_grace_and_no_longer,
 );
 
 const KEYS: &str = "/v1/api-keys";
@@ -154,4 +157,44 @@ async fn nothing_is_promised_when_nobody_can_say_who_is_to_be_waited_for(databas
     let outcome = app.app.auth.settle().await;
     assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+async fn a_database_that_lost_its_last_changes_is_not_taken_for_the_one_before(database: Database) {
+    let app = TestApp::with(&database, Options::cached()).await;
+    let (owner, key) = (app.key().await, app.key().await);
+    until_leased(&app).await;
+    let doomed = app.create(&owner, json!({ "name": "doomed" })).await;
+    app.delete(&format!("{KEYS}/{}", doomed["keyId"].as_str().unwrap()), &owner).await;
+    assert_eq!(app.get(KEYS, &key).await.status, 200);
+    // As on a standby that took over without the last change, and has given its number to another one since.
+    let prefix = &key[3..11];
+    database
+        .sql(&format!(
+            "begin;
+             delete from changes where n = (select n from change_counter);
+             update change_counter set n = n - 1;
+             update api_keys set revoked_at = created_at
+             where id = (select key_id from key_secrets where prefix = '{prefix}');
+             commit;"
+        ))
+        .await;
+    app.clock.advance(Duration::from_secs(2));
+    until_leased(&app).await;
+    assert_eq!(app.get(KEYS, &key).await.status, 401);
+}
+
+async fn last_known_answers_stand_for_the_grace_and_no_longer(database: Database) {
+    let mut options = Options::cached();
+    options.cache.as_mut().unwrap().stale_grace = Duration::from_secs(60);
+    let app = TestApp::with(&database, options).await;
+    let (known, unknown) = (app.key().await, app.key().await);
+    until_leased(&app).await;
+    let ask = async |key: &str| app.internal_send(request(Method::GET, "/forward-auth", key)).await.status;
+    assert_eq!(ask(&known).await, 200);
+    app.store.close();
+    app.clock.advance(Duration::from_secs(30));
+    assert_eq!((ask(&known).await.as_u16(), ask(&unknown).await.as_u16()), (200, 503));
+    assert_eq!(app.app.auth.cache().unwrap().usage().stale, 1);
+    app.clock.advance(Duration::from_secs(40));
+    assert_eq!(ask(&known).await, 503);
 }
