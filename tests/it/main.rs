@@ -30,6 +30,7 @@ mod migrations;
 mod one_key;
 mod openapi;
 mod outages;
+mod overload;
 mod parity;
 mod permissions;
 mod protocol;
