@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use crate::support::{
-    Answer, Connection, Database, Service, Strain, accounts, is_long, json_request, on_both_stores, open_loop,
-    percentile, request, unlimited,
+    Answer, Connection, Database, RawConnection, Service, Strain, accounts, is_long, json_request, on_both_stores,
+    open_loop, percentile, request, unlimited,
 };
 
 const KEYS: &str = "/v1/api-keys";
@@ -183,4 +183,82 @@ async fn what_clients_have_given_up_is_not_done(database: Database) {
 
 async fn keys_of(strained: &Strained) -> i64 {
     strained.database.number("select count(*) from api_keys").await
+}
+
+/// What a connection may cost at the most, its body of 64 KiB included.
+const MEMORY_OF_A_CONNECTION: u64 = 256 * 1024;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_at_fifty_times_its_limit_takes_nothing_from_another() {
+    let database = Database::sqlite();
+    let keys = accounts(&database, 2).await;
+    let service = Service::start(&[
+        ("DATABASE_URL", database.url.as_str()),
+        ("MOMAIL_PLANS__ENTERPRISE__PER_MINUTE", "600"),
+        ("MOMAIL_PLANS__ENTERPRISE__PER_HOUR", "0"),
+        ("MOMAIL_PLANS__ENTERPRISE__PER_DAY", "0"),
+        ("MOMAIL_LOG__FILTER", "warn"),
+    ]);
+    service.wait_until_ready_is(200).await;
+    let list = |key: usize| request(Method::GET, KEYS, &keys[key]);
+    // Half of its limit, which is ten a second.
+    let quiet = |lasting| open_loop(&service.public, Duration::from_millis(200), lasting, || list(1));
+    let lasting = Duration::from_secs(if is_long() { 30 } else { 3 });
+    let alone = quiet(lasting).await;
+    let (beside, noise) =
+        tokio::join!(quiet(lasting), open_loop(&service.public, Duration::from_millis(2), lasting, || list(0)));
+
+    let refused = noise.iter().filter(|answer| answer.status() == 429).count();
+    assert!(refused > noise.len() / 2 || noise.len() < 1_000, "{refused} of {} were refused", noise.len());
+    assert!(alone.iter().chain(&beside).all(|answer| answer.status() == 200), "the quiet one is refused");
+    let [alone, beside] = [alone, beside].map(|answers| percentile(answers.iter().map(|answer| answer.took), 99));
+    eprintln!("p99 {alone:?} alone, {beside:?} beside {} requests", noise.len());
+    assert!(beside < (2 * alone).max(Duration::from_millis(10)) || !is_long(), "{alone:?}, {beside:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_on_every_connection_stay_within_what_a_connection_may_cost() {
+    let connections: u32 = if is_long() { 10_000 } else { 500 };
+    let service = Service::unlimited(&[
+        ("MOMAIL_LOG__FILTER", "warn"),
+        ("MOMAIL_SERVER__BODY_TIMEOUT_MS", "60000"),
+        ("MOMAIL_SERVER__MAX_CONNECTIONS", "10000"),
+        // The clients leave the service little of the processors.
+        ("MOMAIL_AUTH__LEASE_MS", "10000"),
+    ]);
+    let key = service.first_key();
+    service.wait_until_leased().await;
+    let before = service.resident_memory();
+    let body = format!("{{\"name\": \"{}\"}}", "a".repeat(64 * 1024 - 12));
+    let open = async |_| {
+        let head = format!(
+            "POST {KEYS} HTTP/1.1\r\nHost: a\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut client = RawConnection::send(&service.public, head).await;
+        // All of it but the end.
+        client.write(&body[..body.len() - 1]).await;
+        client
+    };
+    let mut clients = Vec::new();
+    // No more at once than the kernel keeps in its queue.
+    for _ in 0..connections / 500 {
+        clients.extend(join_all((0..500).map(open)).await);
+    }
+    let began = Instant::now();
+    let mut most = 0;
+    // Until all of it is there.
+    while most < service.resident_memory() {
+        most = most.max(service.resident_memory());
+        sleep(Duration::from_millis(500)).await;
+    }
+    // On a busy machine some are refused for want of an answer in time.
+    let open = service.metric("http_connections", &[]).await;
+    eprintln!("{open} of {connections} connections cost {} KiB", (most - before) / 1024);
+    assert!(open > f64::from(connections) / 2.0, "{open} of {connections} are open\n{}", service.logs());
+    assert!((most - before) < u64::from(connections) * MEMORY_OF_A_CONNECTION, "{most} bytes");
+    drop(clients);
+    while service.get(KEYS, &key).await.status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(60), "nobody is served\n{}", service.logs());
+    }
 }
