@@ -19,6 +19,7 @@ mod flaws;
 mod framing;
 mod gateways;
 mod growth;
+mod handbook;
 mod held_bodies;
 mod keys;
 mod last_use;
