@@ -3,27 +3,29 @@
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::store::{Result, Store};
+use crate::store::{REMOVED_AT_ONCE, Result, Store};
 
 /// Keys removed in one round.
-const REMOVED_AT_ONCE: u32 = 100;
+const KEYS_A_ROUND: u32 = 100;
+/// Statements that remove other things in one round: more rows than can have come since the one before.
+const BATCHES_A_ROUND: u32 = 1_000;
 
-pub(crate) struct Upkeep {
-    pub(crate) store: Store,
-    pub(crate) clock: Clock,
+pub struct Upkeep {
+    pub store: Store,
+    pub clock: Clock,
     /// How long events are kept; `None` for ever.
-    pub(crate) event_retention: Option<Duration>,
+    pub event_retention: Option<Duration>,
     /// How long keys stay after their end; `None` for ever.
-    pub(crate) key_retention: Option<Duration>,
+    pub key_retention: Option<Duration>,
 }
 
 impl Upkeep {
     /// One round. Whatever fails or is left has time until the next one.
-    pub(crate) async fn run(&self) {
+    pub async fn run(&self) {
         let outcomes = [
             ("warnings", self.warn().await),
-            ("kept answers", self.store.sweep_answers(self.clock.now()).await.map(drop)),
-            ("counts", self.store.remove_usage(self.clock.now()).await),
+            ("kept answers", in_batches(|| self.store.sweep_answers(self.clock.now())).await),
+            ("counts", in_batches(|| self.store.remove_usage(self.clock.now())).await),
             ("events", self.remove_events().await),
             ("keys", self.remove_keys().await),
         ];
@@ -49,17 +51,27 @@ impl Upkeep {
 
     async fn remove_events(&self) -> Result<()> {
         let Some(retention) = self.event_retention else { return Ok(()) };
-        self.store.remove_events(self.clock.now() - retention).await.map(drop)
+        in_batches(|| self.store.remove_events(self.clock.now() - retention)).await
     }
 
     async fn remove_keys(&self) -> Result<()> {
         let Some(retention) = self.key_retention else { return Ok(()) };
         let now = self.clock.now();
-        for _ in 0..REMOVED_AT_ONCE {
+        for _ in 0..KEYS_A_ROUND {
             if !self.store.remove_key_from_before(now - retention, now).await? {
                 break;
             }
         }
         Ok(())
     }
+}
+
+/// Removes again and again, until there is nothing left or the round has been long enough.
+async fn in_batches<F: Future<Output = Result<u64>>>(remove: impl Fn() -> F) -> Result<()> {
+    for _ in 0..BATCHES_A_ROUND {
+        if remove().await? < u64::from(REMOVED_AT_ONCE) {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -4,12 +4,9 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Db, Result, Store, on, transaction};
+use super::{Db, REMOVED_AT_ONCE, Result, Store, on, transaction};
 use crate::event::Event;
 use crate::id::{AccountId, KeyId};
-
-/// Events removed at once; the rest has time until the next round.
-const REMOVED_AT_ONCE: i64 = 1_000;
 
 /// For changes that are several statements anyway.
 pub(super) const ADD: &str = "
@@ -53,7 +50,7 @@ impl Store {
         })
     }
 
-    /// Removes events from before this instant, so many at once; how many.
+    /// Removes some of the events from before this instant; how many.
     pub async fn remove_events(&self, before: DateTime<Utc>) -> Result<u64> {
         self.to_its_end(async move |store| match &store.db {
             Db::Postgres(pool) => transaction!(pool, "begin", tx => remove!(before, tx)),
@@ -66,7 +63,7 @@ impl Store {
 macro_rules! remove {
     ($before:ident, $tx:ident) => {{
         sqlx::query(ALLOW_REMOVAL).bind($before).execute(&mut *$tx).await?;
-        sqlx::query(REMOVE).bind(REMOVED_AT_ONCE).execute(&mut *$tx).await?.rows_affected()
+        sqlx::query(REMOVE).bind(i64::from(REMOVED_AT_ONCE)).execute(&mut *$tx).await?.rows_affected()
     }};
 }
 use remove;

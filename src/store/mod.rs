@@ -44,6 +44,8 @@ use crate::permission::Catalogue;
 
 /// Any method of [`Store`] has ended after this time, whatever the database does.
 pub const BOUND: Duration = Duration::from_millis(2_900);
+/// Rows that are removed by one statement, which must not take long.
+pub const REMOVED_AT_ONCE: u32 = 1_000;
 /// A server that still answers gives up a statement itself, before we give up the server.
 const STATEMENT_TIMEOUT: &str = "2000";
 /// Only another process on the same SQLite file makes a statement wait this long.

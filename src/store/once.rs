@@ -2,13 +2,11 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Result, Store, on};
+use super::{REMOVED_AT_ONCE, Result, Store, on};
 use crate::id::AccountId;
 
 /// How long an answer is kept for whoever asks again.
 const KEPT_FOR: TimeDelta = TimeDelta::hours(1);
-/// Answers removed at once; the rest has time until the next round.
-const SWEPT_AT_ONCE: i64 = 1_000;
 
 /// Whether another replica is at it: nobody waits for a lock that goes with its transaction.
 pub(super) const LOCK_ON_POSTGRES: &str = "select pg_try_advisory_xact_lock($1)";
@@ -71,10 +69,10 @@ pub enum Carried<T> {
 }
 
 impl Store {
-    /// Removes answers that nobody may ask for any more; how many.
+    /// Removes some of the answers that nobody may ask for any more; how many.
     pub async fn sweep_answers(&self, now: DateTime<Utc>) -> Result<u64> {
         on!(self, write, connection => {
-            let done = sqlx::query(SWEEP).bind(now - KEPT_FOR).bind(SWEPT_AT_ONCE).execute(connection).await?;
+            let done = sqlx::query(SWEEP).bind(now - KEPT_FOR).bind(i64::from(REMOVED_AT_ONCE)).execute(connection).await?;
             Ok(done.rows_affected())
         })
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
-use super::{Db, Result, Store, on, transaction};
+use super::{Db, REMOVED_AT_ONCE, Result, Store, on, transaction};
 use crate::id::{AccountId, KeyId};
 use crate::secret::Prefix;
 
@@ -13,8 +13,6 @@ use crate::secret::Prefix;
 pub const HOURS_KEPT: i64 = 48;
 /// Days for which they are known by the day: a year, and time to look at it.
 const DAYS_KEPT: i64 = 400;
-/// Rows removed at once; the rest has time until the next round.
-const REMOVED_AT_ONCE: i64 = 1_000;
 const HOURS_A_DAY: i64 = 24;
 
 /// Counts of one hour and key come as one row at the most, and in the order of keys and hours, so that two replicas cannot wait
@@ -136,14 +134,16 @@ impl Store {
         })
     }
 
-    /// Removes counts from so long ago that nobody can ask for them, so many at once.
-    pub async fn remove_usage(&self, now: DateTime<Utc>) -> Result<()> {
+    /// Removes some of the counts from so long ago that nobody can ask for them; how many, by the hour or by the day.
+    pub async fn remove_usage(&self, now: DateTime<Utc>) -> Result<u64> {
         let ends = [hour_of(now) - HOURS_KEPT, day_of(now) - DAYS_KEPT];
         on!(self, write, connection => {
+            let mut most = 0;
             for (sql, end) in REMOVE.into_iter().zip(ends) {
-                sqlx::query(sql).bind(end).bind(REMOVED_AT_ONCE).execute(&mut *connection).await?;
+                let done = sqlx::query(sql).bind(end).bind(i64::from(REMOVED_AT_ONCE)).execute(&mut *connection).await?;
+                most = most.max(done.rows_affected());
             }
-            Ok(())
+            Ok(most)
         })
     }
 }

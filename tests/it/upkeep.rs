@@ -1,19 +1,26 @@
-//! What the store keeps right by itself: the count of an account's keys, and one owner for each prefix.
+//! What is kept right without anybody asking: the count of an account's keys, one owner for each prefix, and that what has had
+//! its time goes.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use momail_api_keys::account::Plan;
 use momail_api_keys::id::AccountId;
 use momail_api_keys::key::{KeyName, NewKey};
 use momail_api_keys::permission::Permissions;
 use momail_api_keys::store::{Store, StoreError};
+use momail_api_keys::upkeep::Upkeep;
 use rand::TryRng;
 use rand::rngs::{SysError, SysRng};
 use serde_json::json;
 
 use crate::support::{Database, TestApp, on_both_stores};
 
-on_both_stores!(the_count_of_live_keys_follows_an_operators_sql, a_prefix_that_is_taken_is_drawn_again);
+on_both_stores!(
+    the_count_of_live_keys_follows_an_operators_sql,
+    a_prefix_that_is_taken_is_drawn_again,
+    one_round_of_upkeep_removes_however_much_has_had_its_time,
+);
 
 const KEYS: &str = "/v1/api-keys";
 
@@ -119,4 +126,35 @@ async fn a_prefix_that_is_taken_is_drawn_again(database: Database) {
     assert!(!names.contains(&json!("never")), "{names:?}");
     assert_eq!(live_keys(&app.store, account).await, 3);
     assert_eq!(database.number("select count(*) from key_secrets").await, 3);
+}
+
+async fn one_round_of_upkeep_removes_however_much_has_had_its_time(database: Database) {
+    let app = TestApp::on(&database).await;
+    let (_, key) = app.account(Plan::Pro).await;
+    app.get(KEYS, &key).await;
+    let before = database.number("select count(*) from events").await;
+    let long_ago = "'2001-01-01T00:00:00Z'";
+    let numbers = "with recursive numbers (n) as (select 1 union all select n + 1 from numbers where n < 3500)";
+    for insert in [
+        "insert into usage_by_hour (key_id, hour, allowed, refused) select id, n, 1, 0 from numbers, api_keys"
+            .to_owned(),
+        "insert into usage_by_day (key_id, day, allowed, refused) select id, n, 1, 0 from numbers, api_keys".to_owned(),
+        format!(
+            "insert into events (account_id, key_id, event, at)
+             select account_id, id, 'created', {long_ago} from numbers, api_keys"
+        ),
+    ] {
+        database.sql(&format!("{numbers} {insert}")).await;
+    }
+    let upkeep = Upkeep {
+        store: app.store.clone(),
+        clock: app.clock.clone(),
+        event_retention: Some(Duration::from_secs(86_400)),
+        key_retention: None,
+    };
+    upkeep.run().await;
+    assert_eq!(database.number("select count(*) from events").await, before);
+    for table in ["usage_by_hour where hour <= 3500", "usage_by_day where day <= 3500"] {
+        assert_eq!(database.number(&format!("select count(*) from {table}")).await, 0, "{table}");
+    }
 }
