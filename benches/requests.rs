@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use momail_api_keys::id::AccountId;
+use momail_api_keys::id::{AccountId, KeyId};
 use momail_api_keys::secret::Secret;
 use sqlx::PgConnection;
 
@@ -60,11 +60,16 @@ pub(crate) async fn revocations(
     count: usize,
 ) -> anyhow::Result<Vec<Vec<u8>>> {
     let ids = accounts::add_spare_keys(session, owners, count).await?;
+    Ok(to_revoke(path, owners, ids))
+}
+
+/// Of keys that belong to these accounts in turn.
+pub(crate) fn to_revoke(path: &str, owners: &[Account], ids: Vec<KeyId>) -> Vec<Vec<u8>> {
     let requests = owners.iter().cycle().zip(ids).map(|(owner, id)| {
         let headers = headers(owner.id, &owner.keys[0]);
         request("DELETE", &format!("{path}/{id}"), &headers, "")
     });
-    Ok(requests.collect())
+    requests.collect()
 }
 
 /// Every server is sent the same headers, whether it needs them or not.
