@@ -19,6 +19,11 @@ impl Client {
         Self { address, stream: None, buffer: vec![0; BUFFER_BYTES] }
     }
 
+    /// One for an answer that may be longer than those of the API.
+    pub(crate) fn with_room(address: String, bytes: usize) -> Self {
+        Self { address, stream: None, buffer: vec![0; bytes] }
+    }
+
     pub(crate) async fn connect(&mut self) -> anyhow::Result<()> {
         let stream = TcpStream::connect(&self.address).await.with_context(|| self.address.clone())?;
         stream.set_nodelay(true)?;

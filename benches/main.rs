@@ -21,6 +21,7 @@ mod requests;
 mod revocations;
 mod rows;
 mod service;
+mod soak;
 mod start;
 mod table;
 mod world;
@@ -79,6 +80,8 @@ struct Arguments {
 enum Mode {
     /// What the service does with three times the load that it can bear
     Overload(overload::Overload),
+    /// Whether memory and descriptors stay the same under a moderate load of all kinds
+    Soak(soak::Soak),
     /// The bare programs, which the benchmark runs as a process of its own
     #[command(hide = true)]
     Baseline(Bodies),
@@ -129,7 +132,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.mode {
         Some(Mode::Baseline(bodies)) => baseline::serve(bodies),
         Some(Mode::Drive(drive)) => drive::run(drive),
-        Some(Mode::Overload(_)) | None => run(&arguments),
+        Some(Mode::Overload(_) | Mode::Soak(_)) | None => run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -158,9 +161,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         };
         let postgres = Postgres::prepare().await?;
-        let outcome = tokio::select! {
-            outcome = measure(&postgres, arguments, plan, text) => outcome,
-            () = told_to_stop => Err(anyhow::anyhow!("told to stop")),
+        let outcome = if let Some(Mode::Soak(soak)) = &arguments.mode {
+            // It has something to say even if it is cut short.
+            soak::run(&postgres, plan, soak, told_to_stop).await
+        } else {
+            tokio::select! {
+                outcome = measure(&postgres, arguments, plan, text) => outcome,
+                () = told_to_stop => Err(anyhow::anyhow!("told to stop")),
+            }
         };
         postgres.remove().await;
         outcome

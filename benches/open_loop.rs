@@ -146,6 +146,11 @@ impl Running {
         }
         Ok(std::mem::take(&mut *self.shared.log()))
     }
+
+    /// What became of the requests until now.
+    pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
+        self.shared.log()
+    }
 }
 
 impl Shared {
@@ -200,7 +205,7 @@ async fn exchange(client: &mut Client, shared: &Shared, number: usize) -> Outcom
     outcome
 }
 
-fn micros(time: Duration) -> u32 {
+pub(crate) fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 

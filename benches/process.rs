@@ -110,6 +110,19 @@ pub(crate) fn memory_of(pid: u32) -> anyhow::Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
+/// How many files, sockets among them, a process has open.
+pub(crate) fn descriptors_of(pid: u32) -> anyhow::Result<usize> {
+    entries(&format!("/proc/{pid}/fd"))
+}
+
+pub(crate) fn threads_of(pid: u32) -> anyhow::Result<usize> {
+    entries(&format!("/proc/{pid}/task"))
+}
+
+fn entries(folder: &str) -> anyhow::Result<usize> {
+    Ok(fs::read_dir(folder).context("a measured process has ended")?.count())
+}
+
 /// How many files this process, and those that it starts, may have open.
 pub(crate) fn descriptor_limit() -> anyhow::Result<usize> {
     let limits = fs::read_to_string("/proc/self/limits")?;

@@ -47,7 +47,8 @@ pub(crate) fn forward_auth(accounts: &Accounts, count: usize) -> Vec<Vec<u8>> {
     in_turn("GET", FORWARD_AUTH, accounts, count)
 }
 
-fn in_turn(method: &str, path: &str, accounts: &Accounts, count: usize) -> Vec<Vec<u8>> {
+/// The same of any path.
+pub(crate) fn in_turn(method: &str, path: &str, accounts: &Accounts, count: usize) -> Vec<Vec<u8>> {
     let keys = accounts.keys().take(count);
     keys.map(|(account, key)| request(method, path, &headers(account, key), "")).collect()
 }

@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) memory: Memory,
     /// Whether Redis counts for all replicas.
     pub(crate) shares_limits: bool,
+    /// Whether clients are believed to be proxies, so that one machine can be many.
+    pub(crate) behind_proxy: bool,
 }
 
 /// Keys in memory at once.
@@ -39,7 +41,8 @@ pub(crate) enum Memory {
 }
 
 impl Setup {
-    pub(crate) const USUAL: Self = Self { replicas: 1, on_sqlite: false, memory: Memory::Usual, shares_limits: false };
+    pub(crate) const USUAL: Self =
+        Self { replicas: 1, on_sqlite: false, memory: Memory::Usual, shares_limits: false, behind_proxy: false };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

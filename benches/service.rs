@@ -30,6 +30,9 @@ pub(crate) fn command(setup: Setup, needs: &Needs<'_>, public_addr: &str) -> Com
     if let Memory::AtMost(keys) = setup.memory {
         command.env("MOMAIL_AUTH__MAX_CACHED_KEYS", keys.to_string());
     }
+    if setup.behind_proxy {
+        command.env("MOMAIL_PROXIES__TRUSTED", "127.0.0.1");
+    }
     if let Some(url) = needs.redis {
         command.env("REDIS_URL", url);
     }
