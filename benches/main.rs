@@ -66,7 +66,8 @@ struct Arguments {
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     millis: u64,
     /// Only rows whose name contains this text, and what they are compared with. What is measured besides rows has names as
-    /// well: `starts`, `revocations`, `memory of a key` and `instructions`
+    /// well: `starts`, `revocations`, `memory of a key` and `instructions`. Of `overload`, only the kinds of request with it in
+    /// their names; `soak` is always whole
     #[arg(long, value_name = "TEXT", global = true)]
     only: Option<String>,
     /// Given by cargo
