@@ -160,8 +160,7 @@ pub(crate) async fn fill_postgres(
 pub(crate) async fn fill_sqlite(url: &str, (readers, writers): (usize, usize)) -> anyhow::Result<Accounts> {
     migrate(url).await?;
     let accounts = Accounts::draw(readers, writers)?;
-    let options: SqliteConnectOptions = url.parse()?;
-    let mut session = options.disable_statement_logging().connect().await?;
+    let mut session = sqlite(url).await?;
     let mut transaction = session.begin().await?;
     for batch in accounts.batches() {
         insert_into_sqlite(&mut transaction, Columns::of(batch)).await?;
@@ -203,17 +202,43 @@ pub(crate) async fn add_spare_keys(
     accounts: &[Account],
     count: usize,
 ) -> anyhow::Result<Vec<KeyId>> {
-    // With secrets, since replicas are told of those: without, a revocation would be one that they cannot follow.
-    let mut columns = Columns::default();
-    for account in accounts.iter().cycle().take(count) {
-        let secret = Secret::generate(&mut SysRng)?;
-        columns.push_key(account.id, "spare key".to_owned(), &secret);
-    }
+    let columns = spare_keys(accounts, count)?;
     let ids = columns.ids.iter().copied().map(KeyId).collect();
     let mut transaction = session.begin().await.context("spare keys")?;
     columns.insert_keys(&mut transaction, None).await?;
     transaction.commit().await?;
     Ok(ids)
+}
+
+/// The same on SQLite.
+pub(crate) async fn add_spare_keys_to_sqlite(
+    url: &str,
+    accounts: &[Account],
+    count: usize,
+) -> anyhow::Result<Vec<KeyId>> {
+    let columns = spare_keys(accounts, count)?;
+    let ids = columns.ids.iter().copied().map(KeyId).collect();
+    let mut session = sqlite(url).await?;
+    let mut transaction = session.begin().await.context("spare keys")?;
+    insert_into_sqlite(&mut transaction, columns).await?;
+    transaction.commit().await?;
+    session.close().await?;
+    Ok(ids)
+}
+
+/// With secrets, since replicas are told of those: without, a revocation would be one that they cannot follow.
+fn spare_keys(accounts: &[Account], count: usize) -> anyhow::Result<Columns> {
+    let mut columns = Columns::default();
+    for account in accounts.iter().cycle().take(count) {
+        let secret = Secret::generate(&mut SysRng)?;
+        columns.push_key(account.id, "spare key".to_owned(), &secret);
+    }
+    Ok(columns)
+}
+
+pub(crate) async fn sqlite(url: &str) -> anyhow::Result<SqliteConnection> {
+    let options: SqliteConnectOptions = url.parse()?;
+    options.disable_statement_logging().connect().await.context("the SQLite file cannot be opened")
 }
 
 async fn migrate(url: &str) -> anyhow::Result<()> {

@@ -1,5 +1,7 @@
 //! What the figures should be, and whether they are.
 
+use serde_json::{Value, json};
+
 use super::instructions;
 use super::measure::{Measured, Sample, Spread};
 use super::report::Report;
@@ -42,12 +44,20 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    fn at_most(what: String, figure: f64, bound: f64) -> Self {
+    pub(crate) fn at_most(what: String, figure: f64, bound: f64) -> Self {
         Self { what, figure, bound, at_least: false }
+    }
+
+    pub(crate) fn at_least(what: String, figure: f64, bound: f64) -> Self {
+        Self { what, figure, bound, at_least: true }
     }
 
     pub(crate) fn is_met(&self) -> bool {
         if self.at_least { self.figure >= self.bound } else { self.figure <= self.bound }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({ "what": self.what, "figure": self.figure, "bound": self.bound, "met": self.is_met() })
     }
 
     pub(crate) fn sign(&self) -> char {
@@ -78,7 +88,6 @@ fn of_comparison(row: &str, comparison: &Comparison) -> Vec<Goal> {
     let cpu = against.cpu_at_most.map(|bound| Goal::at_most(what("CPU"), cpu.median, bound));
     let database = against.database_at_most.zip(database.as_ref());
     let database = database.map(|(bound, ratio)| Goal::at_most(what("PostgreSQL's CPU"), ratio.median, bound));
-    let rate =
-        against.rate_at_least.map(|bound| Goal { what: what("rate"), figure: rate.median, bound, at_least: true });
+    let rate = against.rate_at_least.map(|bound| Goal::at_least(what("rate"), rate.median, bound));
     [cpu, database, rate].into_iter().flatten().collect()
 }

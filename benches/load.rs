@@ -172,16 +172,28 @@ async fn exchange(mut stream: TcpStream, shared: Arc<Shared>) -> anyhow::Result<
     Ok(waits)
 }
 
-/// One answer, of which only the status is judged.
 pub(crate) struct Answer<'a> {
     pub(crate) status: u16,
+    head: &'a [u8],
     pub(crate) body: &'a [u8],
+}
+
+impl Answer<'_> {
+    /// Whether the server has too much to do, and says when to come back.
+    pub(crate) fn sheds(&self) -> bool {
+        matches!(self.status, 429 | 503) && value_of(self.head, b"retry-after:").is_some()
+    }
+
+    /// Whether the server closes the connection after it.
+    pub(crate) fn closes(&self) -> bool {
+        value_of(self.head, b"connection:").is_some_and(|value| value.trim_ascii().eq_ignore_ascii_case(b"close"))
+    }
 }
 
 /// Reads one HTTP/1.1 answer that says how long it is.
 pub(crate) async fn read_answer<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> anyhow::Result<Answer<'a>> {
     let mut filled = 0;
-    let (status, end) = loop {
+    let (status, end, body) = loop {
         let count = stream.read(&mut buffer[filled..]).await?;
         if count == 0 {
             bail!("the connection was closed in the middle of an answer");
@@ -189,27 +201,31 @@ pub(crate) async fn read_answer<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]
         filled += count;
         if let Some(head) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") {
             let (status, length) = read_head(&buffer[..head])?;
-            break (status, (head + 4)..(head + 4 + length));
+            break (status, head, (head + 4)..(head + 4 + length));
         }
     };
-    if end.end > buffer.len() {
+    if body.end > buffer.len() {
         bail!("an answer is longer than {} bytes", buffer.len());
     }
-    if filled < end.end {
-        stream.read_exact(&mut buffer[filled..end.end]).await?;
+    if filled < body.end {
+        stream.read_exact(&mut buffer[filled..body.end]).await?;
     }
-    Ok(Answer { status, body: &buffer[end] })
+    Ok(Answer { status, head: &buffer[..end], body: &buffer[body] })
 }
 
 fn read_head(head: &[u8]) -> anyhow::Result<(u16, usize)> {
     let number = |text: &[u8]| std::str::from_utf8(text).ok()?.trim().parse::<usize>().ok();
     let status = head.get(9..12).and_then(number).context("an answer has no status")?;
-    let length = head.split(|byte| *byte == b'\n').find_map(|line| {
-        let (name, value) = line.split_at_checked(LENGTH.len())?;
-        name.eq_ignore_ascii_case(LENGTH).then(|| number(value))
-    });
-    let length = length.flatten().context("an answer does not say how long it is")?;
+    let length = value_of(head, LENGTH).and_then(number).context("an answer does not say how long it is")?;
     Ok((u16::try_from(status)?, length))
+}
+
+/// What follows a header's name and colon, which are given in lower case.
+fn value_of<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (start, value) = line.split_at_checked(name.len())?;
+        start.eq_ignore_ascii_case(name).then_some(value)
+    })
 }
 
 /// One request on a connection of its own.

@@ -4,12 +4,15 @@
 
 mod accounts;
 mod baseline;
+mod client;
 mod drive;
 mod goals;
 mod instructions;
 mod load;
 mod measure;
 mod memory;
+mod open_loop;
+mod overload;
 mod postgres;
 mod process;
 mod redis;
@@ -18,6 +21,7 @@ mod requests;
 mod revocations;
 mod rows;
 mod service;
+mod soak;
 mod start;
 mod table;
 mod world;
@@ -50,7 +54,7 @@ use self::world::World;
 #[command(bin_name = "cargo bench --", max_term_width = 100)]
 struct Arguments {
     /// A few seconds that show whether everything works; the figures mean little
-    #[arg(long)]
+    #[arg(long, global = true)]
     quick: bool,
     /// A million keys in PostgreSQL instead of a hundred thousand, and all of them in turn
     #[arg(long, conflicts_with = "quick")]
@@ -62,11 +66,12 @@ struct Arguments {
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     millis: u64,
     /// Only rows whose name contains this text, and what they are compared with. What is measured besides rows has names as
-    /// well: `starts`, `revocations`, `memory of a key` and `instructions`
-    #[arg(long, value_name = "TEXT")]
+    /// well: `starts`, `revocations`, `memory of a key` and `instructions`. Of `overload`, only the kinds of request with it in
+    /// their names; `soak` is always whole
+    #[arg(long, value_name = "TEXT", global = true)]
     only: Option<String>,
     /// Given by cargo
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
     #[command(subcommand)]
     mode: Option<Mode>,
@@ -74,6 +79,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Mode {
+    /// What the service does with three times the load that it can bear
+    Overload(overload::Overload),
+    /// Whether memory and descriptors stay the same under a moderate load of all kinds
+    Soak(soak::Soak),
     /// The bare programs, which the benchmark runs as a process of its own
     #[command(hide = true)]
     Baseline(Bodies),
@@ -124,7 +133,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.mode {
         Some(Mode::Baseline(bodies)) => baseline::serve(bodies),
         Some(Mode::Drive(drive)) => drive::run(drive),
-        None => run(&arguments),
+        Some(Mode::Overload(_) | Mode::Soak(_)) | None => run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -141,26 +150,43 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let plan = Plan::of(arguments);
     let text = arguments.only.as_deref().unwrap_or_default();
-    if rows::chosen(text, plan.keys).is_empty() && !rows::BESIDES.iter().any(|name| name.contains(text)) {
-        bail!("nothing that is measured has `{text}` in its name");
-    }
     // One thread makes all the load, so that its own cost is the same beside every row.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminated = signal(SignalKind::terminate())?;
         let mut interrupted = signal(SignalKind::interrupt())?;
+        let told_to_stop = async {
+            tokio::select! {
+                _ = interrupted.recv() => {}
+                _ = terminated.recv() => {}
+            }
+        };
         let postgres = Postgres::prepare().await?;
-        let outcome = tokio::select! {
-            outcome = measure_all(&postgres, plan, text) => outcome,
-            _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
-            _ = terminated.recv() => Err(anyhow::anyhow!("told to stop")),
+        let outcome = if let Some(Mode::Soak(soak)) = &arguments.mode {
+            // It has something to say even if it is cut short.
+            soak::run(&postgres, plan, soak, told_to_stop).await
+        } else {
+            tokio::select! {
+                outcome = measure(&postgres, arguments, plan, text) => outcome,
+                () = told_to_stop => Err(anyhow::anyhow!("told to stop")),
+            }
         };
         postgres.remove().await;
-        outcome?.publish()
+        outcome
     })
 }
 
+async fn measure(postgres: &Postgres, arguments: &Arguments, plan: Plan, text: &str) -> anyhow::Result<()> {
+    match &arguments.mode {
+        Some(Mode::Overload(overload)) => overload::run(postgres, plan, overload, text).await,
+        _ => measure_all(postgres, plan, text).await?.publish(),
+    }
+}
+
 async fn measure_all(postgres: &Postgres, plan: Plan, text: &str) -> anyhow::Result<Report> {
+    if rows::chosen(text, plan.keys).is_empty() && !rows::BESIDES.iter().any(|name| name.contains(text)) {
+        bail!("nothing that is measured has `{text}` in its name");
+    }
     let redis = Redis::start().await.context("starting Redis")?;
     let mut rows = rows::chosen(text, plan.keys);
     if redis.is_none() {

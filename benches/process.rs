@@ -109,3 +109,24 @@ pub(crate) fn memory_of(pid: u32) -> anyhow::Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc/PID/status has no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
+
+/// How many files, sockets among them, a process has open.
+pub(crate) fn descriptors_of(pid: u32) -> anyhow::Result<usize> {
+    entries(&format!("/proc/{pid}/fd"))
+}
+
+pub(crate) fn threads_of(pid: u32) -> anyhow::Result<usize> {
+    entries(&format!("/proc/{pid}/task"))
+}
+
+fn entries(folder: &str) -> anyhow::Result<usize> {
+    Ok(fs::read_dir(folder).context("a measured process has ended")?.count())
+}
+
+/// How many files this process, and those that it starts, may have open.
+pub(crate) fn descriptor_limit() -> anyhow::Result<usize> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next()).context("/proc/self/limits has no open files")?;
+    Ok(soft.parse().unwrap_or(usize::MAX))
+}

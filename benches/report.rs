@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 
+use super::goals::Goal;
 use super::load::CONNECTIONS;
 use super::measure::{Measured, Sample, Spread};
 use super::memory::Growth;
-use super::revocations::{Revocations, Waits};
+use super::revocations::Revocations;
 use super::start::Starts;
 use super::{Plan, goals, progress, table};
 
@@ -28,29 +29,20 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// It goes to `bench/` in cargo's target folder.
     pub(crate) fn new(postgres: String, plan: Plan) -> anyhow::Result<Self> {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("cargo's target folder is the root")?;
-        let folder = target.join("bench");
-        fs::create_dir_all(&folder)?;
+        let folder = folder()?;
         let (measured, revocations, starts) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self { folder, postgres, plan, measured, revocations, starts, growth: None, instructions: None })
     }
 
     /// Prints the tables and writes `results.json`.
     pub(crate) fn publish(&self) -> anyhow::Result<()> {
-        let file = self.folder.join("results.json");
-        fs::write(&file, format!("{:#}\n", self.json()))?;
-        writeln!(io::stdout(), "{}", table::of(self)?)?;
-        progress(&format!("the same figures are in {}", file.display()));
-        Ok(())
+        publish(&self.folder, self.json(), &table::of(self)?)
     }
 
     fn json(&self) -> Value {
         let Plan { rounds, keys, measured, .. } = self.plan;
-        let goals = goals::of(self)
-            .into_iter()
-            .map(|goal| json!({ "what": goal.what, "figure": goal.figure, "bound": goal.bound, "met": goal.is_met() }));
+        let goals = goals::of(self);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "machine": machine(),
@@ -64,7 +56,7 @@ impl Report {
             "starts": self.starts.iter().map(starts).collect::<Vec<_>>(),
             "bytes_per_key_in_memory": self.growth.as_ref().map(Growth::bytes_per_key),
             "instructions_of_forward_auth": self.instructions,
-            "goals": goals.collect::<Vec<_>>(),
+            "goals": goals.iter().map(Goal::json).collect::<Vec<_>>(),
         })
     }
 
@@ -91,13 +83,40 @@ impl Report {
     }
 }
 
+/// `bench/` in cargo's target folder.
+fn folder() -> anyhow::Result<PathBuf> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("cargo's target folder is the root")?;
+    let folder = target.join("bench");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Prints what a measurement of its own has found, and writes it into the results under its name.
+pub(crate) fn publish_beside(name: &str, mut value: Value, text: &str) -> anyhow::Result<()> {
+    value["version"] = json!(env!("CARGO_PKG_VERSION"));
+    publish(&folder()?, json!({ name: value }), text)
+}
+
+/// Each member takes the place of its namesake in the results of before, and the others stay.
+fn publish(folder: &Path, value: Value, text: &str) -> anyhow::Result<()> {
+    let file = folder.join("results.json");
+    let before = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Map<String, Value>>(&text).ok());
+    let mut results = before.unwrap_or_default();
+    if let Value::Object(members) = value {
+        results.extend(members);
+    }
+    fs::write(&file, format!("{:#}\n", Value::Object(results)))?;
+    writeln!(io::stdout(), "{text}")?;
+    progress(&format!("the same figures are in {}", file.display()));
+    Ok(())
+}
+
 fn revocations(case: &Revocations) -> Value {
-    let waits = |waits: &Waits| json!({ "p50_ms": waits.p50, "p99_ms": waits.p99, "max_ms": waits.greatest });
     json!({
         "replicas": case.replicas,
         "stopped": case.stopped,
-        "one_at_a_time": waits(&case.one_at_a_time),
-        "many_at_once": waits(&case.many_at_once),
+        "one_at_a_time": case.one_at_a_time.json(),
+        "many_at_once": case.many_at_once.json(),
         "revocations_per_second": case.per_second,
     })
 }

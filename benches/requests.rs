@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use momail_api_keys::id::AccountId;
+use momail_api_keys::id::{AccountId, KeyId};
 use momail_api_keys::secret::Secret;
 use sqlx::PgConnection;
 
@@ -47,7 +47,8 @@ pub(crate) fn forward_auth(accounts: &Accounts, count: usize) -> Vec<Vec<u8>> {
     in_turn("GET", FORWARD_AUTH, accounts, count)
 }
 
-fn in_turn(method: &str, path: &str, accounts: &Accounts, count: usize) -> Vec<Vec<u8>> {
+/// The same of any path.
+pub(crate) fn in_turn(method: &str, path: &str, accounts: &Accounts, count: usize) -> Vec<Vec<u8>> {
     let keys = accounts.keys().take(count);
     keys.map(|(account, key)| request(method, path, &headers(account, key), "")).collect()
 }
@@ -60,11 +61,16 @@ pub(crate) async fn revocations(
     count: usize,
 ) -> anyhow::Result<Vec<Vec<u8>>> {
     let ids = accounts::add_spare_keys(session, owners, count).await?;
+    Ok(to_revoke(path, owners, ids))
+}
+
+/// Of keys that belong to these accounts in turn.
+pub(crate) fn to_revoke(path: &str, owners: &[Account], ids: Vec<KeyId>) -> Vec<Vec<u8>> {
     let requests = owners.iter().cycle().zip(ids).map(|(owner, id)| {
         let headers = headers(owner.id, &owner.keys[0]);
         request("DELETE", &format!("{path}/{id}"), &headers, "")
     });
-    Ok(requests.collect())
+    requests.collect()
 }
 
 /// Every server is sent the same headers, whether it needs them or not.

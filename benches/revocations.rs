@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::load::{Answered, CONNECTIONS, Load};
@@ -37,7 +38,7 @@ pub(crate) struct Revocations {
 }
 
 /// In milliseconds.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Waits {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
@@ -48,6 +49,10 @@ impl Waits {
     fn of(answered: &Answered) -> Self {
         let of = |share| millis(answered.wait_of(share));
         Self { p50: of(0.5), p99: of(0.99), greatest: of(1.0) }
+    }
+
+    pub(crate) fn json(self) -> Value {
+        json!({ "p50_ms": self.p50, "p99_ms": self.p99, "max_ms": self.greatest })
     }
 }
 

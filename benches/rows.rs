@@ -25,14 +25,24 @@ pub(crate) enum Server {
 pub(crate) struct Setup {
     pub(crate) replicas: usize,
     pub(crate) on_sqlite: bool,
-    /// Whether keys are kept in memory.
-    pub(crate) cached: bool,
+    pub(crate) memory: Memory,
     /// Whether Redis counts for all replicas.
     pub(crate) shares_limits: bool,
+    /// Whether clients are believed to be proxies, so that one machine can be many.
+    pub(crate) behind_proxy: bool,
+}
+
+/// Keys in memory at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    Usual,
+    None,
+    AtMost(usize),
 }
 
 impl Setup {
-    pub(crate) const USUAL: Self = Self { replicas: 1, on_sqlite: false, cached: true, shares_limits: false };
+    pub(crate) const USUAL: Self =
+        Self { replicas: 1, on_sqlite: false, memory: Memory::Usual, shares_limits: false, behind_proxy: false };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,16 +131,16 @@ pub(crate) const LEGEND: [&str; 7] = [
     "Ratios are of CPU time, medians of each round's own; that of replicas is the sum of their processes.",
 ];
 
-const COLLECTION: &str = "/v1/api-keys";
+pub(crate) const COLLECTION: &str = "/v1/api-keys";
 /// What is no id is refused before the database is asked, but after the key was judged and counted: nothing but the way in.
 const NO_ID: &str = "/v1/api-keys/none";
 pub(crate) const FORWARD_AUTH: &str = "/forward-auth";
 
 const ONE: Work = Work::Get { keys: 1 };
-const THOUSAND: Work = Work::Get { keys: 1_000 };
+pub(crate) const THOUSAND: Work = Work::Get { keys: 1_000 };
 const MOST_KEYS: Work = Work::Get { keys: 1_000_000 };
 const USUAL: Server = Server::Service(Setup::USUAL);
-const UNCACHED: Server = Server::Service(Setup { cached: false, ..Setup::USUAL });
+const UNCACHED: Server = Server::Service(Setup { memory: Memory::None, ..Setup::USUAL });
 const ON_SQLITE: Server = Server::Service(Setup { on_sqlite: true, ..Setup::USUAL });
 const SHARING: Server = Server::Service(Setup { shares_limits: true, ..Setup::USUAL });
 const THREE: Server = Server::Service(Setup { replicas: 3, ..Setup::USUAL });
@@ -252,11 +262,11 @@ const fn bare(name: &'static str, work: Work, path: &'static str, status: u16) -
     Row { name, server: Server::Bare, work, path, status, against: WITH_HELLO }
 }
 
-const fn forward_auth(name: &'static str, server: Server, work: Work, against: &'static [Against]) -> Row {
+pub(crate) const fn forward_auth(name: &'static str, server: Server, work: Work, against: &'static [Against]) -> Row {
     Row { name, server, work, path: FORWARD_AUTH, status: 200, against }
 }
 
-const fn service(
+pub(crate) const fn service(
     (name, server): (&'static str, Server),
     work: Work,
     (path, status): (&'static str, u16),

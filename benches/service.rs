@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::accounts::LIMIT;
 use super::process::{Process, cpu_of, memory_of};
-use super::rows::Setup;
+use super::rows::{Memory, Setup};
 
 /// The service as it is released.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_momail-api-keys");
@@ -23,9 +23,15 @@ pub(crate) fn command(setup: Setup, needs: &Needs<'_>, public_addr: &str) -> Com
     let mut command = Command::new(PROGRAM);
     command.env_clear().env("DATABASE_URL", needs.database).env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0");
     command.env("MOMAIL_SERVER__PUBLIC_ADDR", public_addr);
-    command.env("MOMAIL_AUTH__CACHE", if setup.cached { "lease" } else { "off" });
+    command.env("MOMAIL_AUTH__CACHE", if setup.memory == Memory::None { "off" } else { "lease" });
     for limit in ["PER_MINUTE", "PER_HOUR", "PER_DAY", "MAX_KEYS"] {
         command.env(format!("MOMAIL_PLANS__PRO__{limit}"), LIMIT.to_string());
+    }
+    if let Memory::AtMost(keys) = setup.memory {
+        command.env("MOMAIL_AUTH__MAX_CACHED_KEYS", keys.to_string());
+    }
+    if setup.behind_proxy {
+        command.env("MOMAIL_PROXIES__TRUSTED", "127.0.0.1");
     }
     if let Some(url) = needs.redis {
         command.env("REDIS_URL", url);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Context;
 
+use super::goals::Goal;
 use super::load::CONNECTIONS;
 use super::measure::{Measured, Sample, Spread};
 use super::memory::Growth;
@@ -27,7 +28,7 @@ pub(crate) fn of(report: &Report) -> anyhow::Result<String> {
     if let Some(instructions) = report.instructions {
         writeln!(text, "\nForward auth in process, with its access line: {instructions:.0} instructions.")?;
     }
-    push_goals(&mut text, report)?;
+    push_goals(&mut text, &goals::of(report))?;
     Ok(text)
 }
 
@@ -105,8 +106,7 @@ fn push_growth(text: &mut String, growth: &Growth) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn push_goals(text: &mut String, report: &Report) -> anyhow::Result<()> {
-    let goals = goals::of(report);
+pub(crate) fn push_goals(text: &mut String, goals: &[Goal]) -> anyhow::Result<()> {
     if goals.is_empty() {
         return Ok(());
     }
@@ -128,6 +128,6 @@ fn shown(spread: &Spread) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "no memory holds 2⁵² bytes")]
-fn mebibytes(bytes: u64) -> f64 {
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }

@@ -13,8 +13,8 @@ use super::load::ask;
 use super::postgres::Postgres;
 use super::process::Process;
 use super::redis::Redis;
-use super::requests::request;
-use super::rows::Setup;
+use super::requests::{request, to_revoke};
+use super::rows::{COLLECTION, Setup};
 use super::service::{Fleet, Needs};
 use super::{Plan, progress};
 
@@ -96,10 +96,39 @@ impl<'a> World<'a> {
         self.started += 1;
         let directory = self.directory.path().join(format!("service-{}", self.started));
         fs::create_dir(&directory)?;
-        let sqlite = sqlite_url(&sqlite_file(self.directory.path()));
+        let sqlite = self.sqlite();
         let database = if setup.on_sqlite { &sqlite } else { &self.postgres.url };
         let redis = self.redis.filter(|_| setup.shares_limits).map(Redis::url);
         Fleet::start(setup, &Needs { database, redis: redis.as_deref() }, &directory)
+    }
+
+    /// So many keys are made, and as many requests to revoke them.
+    pub(crate) async fn revocations(&mut self, on_sqlite: bool, count: usize) -> anyhow::Result<Vec<Vec<u8>>> {
+        let ids = if on_sqlite {
+            accounts::add_spare_keys_to_sqlite(&self.sqlite(), &self.on_sqlite.writers, count).await?
+        } else {
+            accounts::add_spare_keys(&mut self.session, &self.on_postgres.writers, count).await?
+        };
+        Ok(to_revoke(COLLECTION, &self.accounts(on_sqlite).writers, ids))
+    }
+
+    /// How many keys there are and have been.
+    pub(crate) async fn count_keys(&mut self, on_sqlite: bool) -> anyhow::Result<i64> {
+        const COUNT: &str = "select count(*) from api_keys";
+        Ok(if on_sqlite {
+            let mut session = accounts::sqlite(&self.sqlite()).await?;
+            sqlx::query_scalar(COUNT).fetch_one(&mut session).await?
+        } else {
+            sqlx::query_scalar(COUNT).fetch_one(&mut self.session).await?
+        })
+    }
+
+    pub(crate) fn accounts(&self, on_sqlite: bool) -> &Accounts {
+        if on_sqlite { &self.on_sqlite } else { &self.on_postgres }
+    }
+
+    fn sqlite(&self) -> String {
+        sqlite_url(&sqlite_file(self.directory.path()))
     }
 
     /// Clears away what rows have left behind, which PostgreSQL would do in the middle of another.
