@@ -10,6 +10,7 @@ mod cli;
 mod cli_keys;
 mod cli_usage;
 mod clients;
+mod conformance;
 mod cors;
 mod durability;
 mod events;
