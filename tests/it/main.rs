@@ -39,6 +39,7 @@ mod replicas;
 mod retry;
 mod rolling;
 mod rotation;
+mod round_trips;
 mod secrets;
 mod sessions;
 mod shared_limits;
