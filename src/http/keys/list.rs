@@ -36,7 +36,7 @@ pub(crate) struct Total {
 
 /// Keys left out before a page.
 #[derive(Clone, Copy, Debug, Default)]
-struct Offset(u32);
+pub(in crate::http) struct Offset(pub(in crate::http) u32);
 
 impl Offset {
     /// More than any account holds.
@@ -45,7 +45,7 @@ impl Offset {
 
 #[derive(Debug, thiserror::Error)]
 #[error("must be a whole number from 0 to {}", Offset::MAX)]
-struct InvalidOffset;
+pub(in crate::http) struct InvalidOffset;
 
 impl TryFrom<i64> for Offset {
     type Error = InvalidOffset;
@@ -93,12 +93,12 @@ const SORTED: &str = "`createdAt`, `lastUsed`, `name` or `expirationTs`, and `:a
 const NEWEST_FIRST: Order = Order { by: By::CreatedAt, descending: true };
 
 /// What a query asks for; `None` for a page that is not asked for.
-struct Asked {
-    search: Search,
-    page: Option<(Limit, Offset)>,
+pub(in crate::http) struct Asked {
+    pub(in crate::http) search: Search,
+    pub(in crate::http) page: Option<(Limit, Offset)>,
 }
 
-fn read(mut parameters: Parameters, now: DateTime<Utc>) -> Result<Asked, ApiError> {
+pub(in crate::http) fn read(mut parameters: Parameters, now: DateTime<Utc>) -> Result<Asked, ApiError> {
     let limit = parameters.integer::<Limit>("limit");
     let offset = parameters.integer::<Offset>("offset");
     let status = parameters.text::<Status>("status");
