@@ -150,10 +150,14 @@ impl FromRequest<App> for Members {
         if !is_json(&request) {
             return Err(ApiError::UnsupportedMediaType);
         }
-        let bytes = read(request, app.body_timeout).await?;
-        let members =
-            serde_json::from_slice(&bytes).map(|members| Self { digest: Sha256::digest(&bytes).into(), ..members });
-        members.map_err(|error| {
+        Self::parse(&read(request, app.body_timeout).await?)
+    }
+}
+
+impl Members {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let members = serde_json::from_slice(bytes);
+        members.map(|members| Self { digest: Sha256::digest(bytes).into(), ..members }).map_err(|error| {
             let problem = match error.classify() {
                 // The parser's own words would quote what it found instead, which may be a key.
                 serde_json::error::Category::Data => format!("must be a JSON object of at most {MAX_MEMBERS} members"),

@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The address at the other end of the connection. The listener puts it on each request.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ pub(super) fn client_address(head: &Parts, trusted: &[IpNet]) -> IpAddr {
     forwarded_for(&head.headers, peer, trusted)
 }
 
-fn forwarded_for(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+pub(super) fn forwarded_for(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let is_ours = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
     if !is_ours(&peer) {
         return peer;

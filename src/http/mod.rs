@@ -9,6 +9,9 @@ mod endpoint;
 mod error;
 mod exchange;
 mod extract;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzed;
 mod guard;
 mod keys;
 mod openapi;

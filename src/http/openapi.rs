@@ -10,13 +10,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::{Header, HeaderBuilder};
-use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::link::LinkBuilder;
+use utoipa::openapi::path::{Operation, Parameter, PathItem};
 use utoipa::openapi::response::{Response as Documented, ResponseBuilder};
 use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{Ref, RefOr};
+use utoipa::openapi::{Ref, RefOr, Required};
 use utoipa::{Modify, OpenApi};
 
 use super::error::Refusal;
@@ -120,10 +121,14 @@ impl Modify for CommonAnswers {
         for (name, scheme) in schemes {
             components.add_security_scheme(name, scheme);
         }
-        // A misspelt member is refused; generators should know.
         for body in ["CreateKey", "EditKey", "RotateKey"] {
-            if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(body) {
-                body.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(body) {
+                // A misspelt member is refused; generators should know.
+                object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+                object.min_properties = (body == "EditKey").then_some(1);
+                if let Some(RefOr::T(Schema::Object(name))) = object.properties.get_mut("name") {
+                    name.pattern = Some(NAME.to_owned());
+                }
             }
         }
         for (path, item) in &mut document.paths.paths {
@@ -131,6 +136,41 @@ impl Modify for CommonAnswers {
                 complete(method, path, operation);
             }
         }
+        link(document);
+    }
+}
+
+/// What a name has besides its length: a character that is no blank, and no control character.
+const NAME: &str = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
+const IDEMPOTENCY_KEY: &str = "^[!-~]{1,255}$";
+
+/// Says of a parameter what its type does not.
+fn refine(parameter: &mut RefOr<Parameter>) {
+    let RefOr::T(parameter) = parameter else { return };
+    let pattern = match parameter.name.as_str() {
+        "q" => NAME,
+        "Idempotency-Key" => IDEMPOTENCY_KEY,
+        _ => return,
+    };
+    if let Some(RefOr::T(Schema::Object(text))) = &mut parameter.schema {
+        text.schema_type = Type::String.into();
+        text.pattern = Some(pattern.to_owned());
+    }
+}
+
+/// Says with the answer to a creation what can be asked next: whatever takes the new key's id.
+fn link(document: &mut utoipa::openapi::OpenApi) {
+    let about_a_key = document.paths.paths.iter_mut().filter(|(path, _)| path.contains("{id}"));
+    let operation_ids =
+        about_a_key.flat_map(|(_, item)| operations(item)).filter_map(|(_, operation)| operation.operation_id.clone());
+    let links: Vec<_> = operation_ids
+        .map(|id| {
+            (id.clone(), LinkBuilder::new().operation_id(id).parameter("id", "$response.body#/data/keyId").build())
+        })
+        .collect();
+    let create = document.paths.paths.get_mut(keys::COLLECTION).and_then(|item| item.post.as_mut());
+    if let Some(RefOr::T(created)) = create.and_then(|create| create.responses.responses.get_mut("201")) {
+        created.links.extend(links.into_iter().map(|(name, link)| (name, RefOr::T(link))));
     }
 }
 
@@ -166,8 +206,10 @@ fn complete(method: &str, path: &str, operation: &mut Operation) {
     if path == ops::READYZ {
         answers.extend(READINESS);
     }
-    if operation.request_body.is_some() {
+    operation.parameters.iter_mut().flatten().for_each(refine);
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
         answers.extend(WITH_A_BODY);
+        body.required = Some(if path == keys::ROTATE { Required::False } else { Required::True });
     }
     if method == "POST" {
         answers.extend(WITH_A_CONFLICT);

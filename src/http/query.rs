@@ -63,7 +63,12 @@ impl FromRequestParts<App> for Parameters {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
-        let query = parts.uri.query().unwrap_or_default();
+        Self::parse(parts.uri.query().unwrap_or_default())
+    }
+}
+
+impl Parameters {
+    pub(super) fn parse(query: &str) -> Result<Self, ApiError> {
         let mut parameters: Vec<(String, String)> = Vec::new();
         let mut problems = Fields::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {

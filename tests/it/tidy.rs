@@ -97,6 +97,18 @@ fn the_lower_pieces_do_not_know_the_upper_ones() {
     }
 }
 
+/// `forbid` cannot be lifted by code of ours, only where it is said.
+#[test]
+fn no_code_of_ours_is_unsafe_and_nothing_lifts_that() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let lints = manifest.split("[lints.rust]").nth(1).unwrap().split("\n[").next().unwrap();
+    assert!(lints.lines().any(|line| line == "unsafe_code = \"forbid\""));
+    for (path, text) in code("src").into_iter().chain(code("tests")).chain(code("benches")) {
+        let is_said = text.contains("unsafe_code") || says(&without_comments(&text), "unsafe");
+        assert!(path == "it/tidy.rs" || !is_said, "{path} says `unsafe`");
+    }
+}
+
 #[test]
 fn files_are_short_and_finished() {
     for (path, text) in code("src").into_iter().chain(code("tests")) {

@@ -34,17 +34,17 @@ pub(crate) struct Warning {
 pub(crate) struct CreateKey {
     /// 1 to 100 characters after trimming, none of them a control character. Names need not be unique.
     #[schema(value_type = String, min_length = 1, max_length = 100, example = "Production API")]
-    name: KeyName,
+    pub(in crate::http) name: KeyName,
     /// Days of 24 hours until the key expires; absent or `null` if it never does.
     #[schema(value_type = Option<u16>, minimum = 1, maximum = 365, example = 365)]
-    expiration_days: Option<Lifetime>,
+    pub(in crate::http) expiration_days: Option<Lifetime>,
     /// What the key may do, at most what its maker may; absent or `null` for just as much.
     #[schema(value_type = Option<Vec<String>>, example = json!(["domains:read"]))]
-    permissions: Option<Permissions>,
+    pub(in crate::http) permissions: Option<Permissions>,
 }
 
 impl CreateKey {
-    fn read(mut members: Members, catalogue: &Catalogue) -> Result<Self, ApiError> {
+    pub(in crate::http) fn read(mut members: Members, catalogue: &Catalogue) -> Result<Self, ApiError> {
         let name = members.text("name");
         let expiration_days = members.optional_integer("expirationDays");
         let permissions = members.optional_permissions("permissions", catalogue);

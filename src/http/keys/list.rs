@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::shown::StatusName;
 use super::{COLLECTION, Key};
 use crate::auth::Caller;
 use crate::http::App;
@@ -35,7 +36,7 @@ pub(crate) struct Total {
 
 /// Keys left out before a page.
 #[derive(Clone, Copy, Debug, Default)]
-struct Offset(u32);
+pub(in crate::http) struct Offset(pub(in crate::http) u32);
 
 impl Offset {
     /// More than any account holds.
@@ -44,7 +45,7 @@ impl Offset {
 
 #[derive(Debug, thiserror::Error)]
 #[error("must be a whole number from 0 to {}", Offset::MAX)]
-struct InvalidOffset;
+pub(in crate::http) struct InvalidOffset;
 
 impl TryFrom<i64> for Offset {
     type Error = InvalidOffset;
@@ -85,15 +86,19 @@ impl TryFrom<&str> for Sort {
     }
 }
 
+/// What the document says of the order.
+const SORTED: &str = "`createdAt`, `lastUsed`, `name` or `expirationTs`, and `:asc` (the default) or `:desc`; keys without such a \
+    time come last";
+
 const NEWEST_FIRST: Order = Order { by: By::CreatedAt, descending: true };
 
 /// What a query asks for; `None` for a page that is not asked for.
-struct Asked {
-    search: Search,
-    page: Option<(Limit, Offset)>,
+pub(in crate::http) struct Asked {
+    pub(in crate::http) search: Search,
+    pub(in crate::http) page: Option<(Limit, Offset)>,
 }
 
-fn read(mut parameters: Parameters, now: DateTime<Utc>) -> Result<Asked, ApiError> {
+pub(in crate::http) fn read(mut parameters: Parameters, now: DateTime<Utc>) -> Result<Asked, ApiError> {
     let limit = parameters.integer::<Limit>("limit");
     let offset = parameters.integer::<Offset>("offset");
     let status = parameters.text::<Status>("status");
@@ -113,9 +118,9 @@ fn read(mut parameters: Parameters, now: DateTime<Utc>) -> Result<Asked, ApiErro
     params(
         ("limit" = Option<u32>, Query, description = "A page of so many keys", minimum = 1, maximum = 100),
         ("offset" = Option<u32>, Query, description = "A page after so many keys", minimum = 0, maximum = 1_000_000),
-        ("sort" = Option<String>, Query, description = "`createdAt`, `lastUsed`, `name` or `expirationTs`, and `:asc` \\
-            (the default) or `:desc`; keys without such a time come last", example = "name:asc"),
-        ("status" = Option<String>, Query, description = "Only keys that are `active`, `expired` or `disabled`"),
+        ("sort" = Option<String>, Query, description = SORTED, pattern = "^(createdAt|lastUsed|name|expirationTs)(:asc|:desc)?$",
+            example = "name:asc"),
+        ("status" = Option<StatusName>, Query, description = "Only keys that are so"),
         ("q" = Option<String>, Query, description = "Only keys whose name contains this; A to Z are as good as a to z",
             min_length = 1, max_length = 100),
     ),

@@ -11,12 +11,16 @@ mod show;
 mod shown;
 mod usage;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use self::create::CreateKey;
 pub(super) use self::create::{__path_create, create};
 pub(super) use self::current::{__path_revoke_current, __path_show_current, revoke_current, show_current};
 pub(super) use self::edit::{__path_edit, edit};
 pub use self::events::ShownEvent;
 pub(super) use self::events::{__path_events, events};
 pub(super) use self::list::{__path_list, list};
+#[cfg(any(test, fuzzing))]
+pub(super) use self::list::{Asked, Offset, read as read_search};
 pub(super) use self::revoke::{__path_revoke, revoke};
 pub(super) use self::rotate::{__path_rotate, rotate};
 pub(super) use self::show::{__path_show, show};

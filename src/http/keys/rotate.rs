@@ -41,7 +41,7 @@ impl RotateKey {
 }
 
 /// Gives a key another secret, whose text is in this answer and nowhere else. Everything else about the key stays.
-#[utoipa::path(post, path = ROTATE, operation_id = "rotateKey", tag = "keys", request_body = Option<RotateKey>,
+#[utoipa::path(post, path = ROTATE, operation_id = "rotateKey", tag = "keys", request_body = RotateKey,
     params(("id" = String, Path, description = "The key's `keyId`, or its plain UUID"),
         ("Idempotency-Key" = Option<String>, Header, description = IDEMPOTENCY_KEY)),
     responses((status = 200, description = "The key with its new secret", body = SuccessWithMeta<RotatedKey, Warning>)))]

@@ -17,6 +17,7 @@ mod raw;
 mod redis;
 mod register;
 mod relay;
+mod script;
 mod service;
 
 pub(crate) use self::app::{Options, TestApp};
@@ -34,6 +35,7 @@ pub(crate) use self::raw::{RawAnswer, RawConnection};
 pub(crate) use self::redis::PrivateRedis;
 pub(crate) use self::register::{Client, Doomed, Register, Round, Through};
 pub(crate) use self::relay::Relay;
+pub(crate) use self::script::{Step, invalid_body, valid_creation};
 pub(crate) use self::service::Service;
 
 /// Makes of each function two tests: one on SQLite, one on PostgreSQL. Each is given a database of its own.
