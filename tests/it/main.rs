@@ -13,8 +13,8 @@ mod clients;
 mod cors;
 mod durability;
 mod events;
-
 mod expiry;
+mod failover;
 mod flaws;
 mod framing;
 mod gateways;
@@ -25,6 +25,7 @@ mod last_use;
 mod life;
 mod limits;
 mod lists;
+mod lost_parts;
 mod memory;
 mod migrations;
 mod one_key;
