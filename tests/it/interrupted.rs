@@ -64,7 +64,8 @@ async fn a_write_that_is_held_up_during_a_stop_is_acknowledged_and_there_or_whol
         carried_out += made;
         assert!(made <= 1, "round {n}: {made}");
     }
-    let halves = "select count(*) from api_keys k where (select count(*) from key_secrets s where s.key_id = k.id) <> 1";
+    let halves =
+        "select count(*) from api_keys k where (select count(*) from key_secrets s where s.key_id = k.id) <> 1";
     assert_eq!(database.number(halves).await, 0);
     let wrong_counts = "select count(*) from accounts a
         where live_keys <> (select count(*) from api_keys k where k.account_id = a.id and k.revoked_at is null)";
@@ -110,7 +111,8 @@ async fn a_start_that_waits_for_somebodys_lock_can_be_stopped_and_keeps_no_lock(
                 .unwrap();
             Hold::Postgres(session)
         } else {
-            empty.sql("pragma journal_mode = wal").await;
+            // The file is made, and nothing in it.
+            empty.open().close();
             Hold::on(&empty).await
         };
         let mut service = Service::spawn(&unlimited(&empty.url));

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::support::{
     Database, Event, Hold, Load, PrivatePostgres, Pulse, Relay, Service, accounts, is_long, json_request,
-    on_both_stores, request, unlimited,
+    on_both_stores, unlimited,
 };
 
 on_both_stores!(while_somebody_else_keeps_the_lock_reads_go_on_and_writes_end_in_time);
@@ -124,13 +124,14 @@ async fn fewer_connections_than_the_pools_may_have_are_shared_and_the_operator_f
         assert!(postgres.database().number("select count(*) from pg_stat_activity").await > 0);
         sleep(Duration::from_millis(200)).await;
     }
-    for (replica, load) in replicas.iter().zip(loads) {
-        let promises = load.end().await;
-        let done = promises.events.iter().filter(|event| event.succeeded).count();
-        eprintln!("{done} of {} succeeded", promises.events.len());
-        assert!(promises.events.iter().all(|event| event.succeeded || event.status == Some(503)));
-        assert_in_time(promises.events.iter().map(Event::took).collect());
-        assert!(done > 0, "a replica got no connection at all\n{}", replica.logs());
+    let promises = join_all(loads.into_iter().map(Load::end)).await;
+    for (replica, promises) in replicas.iter().zip(promises) {
+        let (all, done) = (&promises.events, promises.events.iter().filter(|event| event.succeeded).count());
+        eprintln!("{done} of {} succeeded", all.len());
+        assert!(all.iter().all(|event| event.succeeded || event.status == Some(503)));
+        assert_in_time(all.iter().map(Event::took).collect());
+        // Whoever finds no connection waits for one.
+        assert!(done * 10 > all.len() * 9, "{}", replica.logs());
         promises.assert_kept(&replica.public).await;
     }
     for pulse in pulses {

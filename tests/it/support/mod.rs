@@ -24,7 +24,7 @@ pub(crate) use self::app::{Options, TestApp};
 pub(crate) use self::browser::Site;
 pub(crate) use self::client::{Connection, KeptClient, Reply, json_request, raw_exchange, request};
 pub(crate) use self::cluster::Cluster;
-pub(crate) use self::database::{Database, OTHER_PERMISSIONS, PrivatePostgres};
+pub(crate) use self::database::{Database, OTHER_PERMISSIONS, PrivatePostgres, signal};
 pub(crate) use self::gateway::{Gateway, Kind, Passage, Upstream};
 pub(crate) use self::hold::Hold;
 pub(crate) use self::load::{Event, Load, Promises, accounts, unlimited};
