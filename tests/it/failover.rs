@@ -164,7 +164,7 @@ async fn names_that_lead_elsewhere_are_followed_by_new_connections() {
     service.wait_until_ready_is(200).await;
     let pulse = Pulse::of(&service);
     assert_writes_again(&service, &key, LONGEST_MOVE).await;
-    assert_eq!(service.metric("limits_shared", &[]).await, 1.0, "{}", service.logs());
+    assert!(service.metric("limits_shared", &[]).await > 0.0, "{}", service.logs());
     wait_until_replayed(&postgres.database(), &successor.database()).await;
 
     postgres.stop();
