@@ -60,7 +60,7 @@ async fn hang_up_often(address: &str, key: &str, ids: &[String], seed: u64) {
 
 async fn clients_that_hang_up_leave_nothing_behind(database: Database) {
     let (service, key) = replica(&database).await;
-    let pulse = Pulse::of(&service);
+    let pulse = Pulse::inside(&service);
     let mut connection = Connection::open(&service.public).await.unwrap();
     let mut ids = Vec::new();
     let create = || json_request(Method::POST, KEYS, &key, json!({ "name": "wanted" }).to_string());

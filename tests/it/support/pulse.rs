@@ -1,4 +1,4 @@
-//! Whether a process says that it lives, asked all the time and on both its addresses.
+//! Whether a process says that it lives, asked all the time.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,19 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
+    /// On both its addresses.
     pub(crate) fn of(service: &Service) -> Self {
+        Self::at(vec![service.public.clone(), service.internal.clone()])
+    }
+
+    /// Only on the one that is not for everybody, where clients throng at the other.
+    pub(crate) fn inside(service: &Service) -> Self {
+        Self::at(vec![service.internal.clone()])
+    }
+
+    fn at(addresses: Vec<String>) -> Self {
         let stop = CancellationToken::new();
-        let watch = tokio::spawn(watch([service.public.clone(), service.internal.clone()], stop.clone()));
+        let watch = tokio::spawn(watch(addresses, stop.clone()));
         Self { stop, watch }
     }
 
@@ -34,7 +44,7 @@ impl Pulse {
     }
 }
 
-async fn watch(addresses: [String; 2], stop: CancellationToken) -> (u32, Duration) {
+async fn watch(addresses: Vec<String>, stop: CancellationToken) -> (u32, Duration) {
     let (mut beats, mut slowest) = (0, Duration::ZERO);
     for address in addresses.iter().cycle() {
         let began = Instant::now();
