@@ -89,7 +89,8 @@ async fn a_start_that_is_told_to_stop_at_any_moment_stops_and_the_next_one_succe
         let status = block_in_place(|| service.wait());
         let took = told.elapsed();
         // Told before it listens for signals, it is ended by the system.
-        assert!(status.success() || status.code().is_none(), "round {n}: {status} {}", service.logs());
+        let logs = service.logs();
+        assert!(status.success() || (status.code().is_none() && logs.is_empty()), "round {n}: {status} {logs}");
         assert!(took < LONGEST_STOP, "round {n}: {took:?}");
         wait_until_nobody_migrates(&empty).await;
         let next = Service::start(&unlimited(&empty.url));
