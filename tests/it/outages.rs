@@ -219,11 +219,12 @@ async fn without_postgresql_the_process_starts_and_becomes_ready_when_it_comes()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_of_postgresql_under_load_cost_no_promise_and_no_late_error() {
     let mut postgres = PrivatePostgres::start().await;
-    let keys = accounts(&postgres.database(), 16).await;
+    let keys = accounts(&postgres.database(), 40).await;
     let service = Service::start(&unlimited(&postgres.url()));
     let pulse = Pulse::of(&service);
     service.wait_until_ready_is(200).await;
-    let load = Load::start(&service.public, &keys, Duration::from_millis(80));
+    // Together some two hundred requests in a second.
+    let load = Load::start(&service.public, &keys, Duration::from_millis(180));
     let mut outages = Vec::new();
     for _ in 0..if is_long() { 20 } else { 10 } {
         sleep(Duration::from_secs(3)).await;
@@ -268,7 +269,7 @@ async fn a_pooler_that_keeps_no_sessions_is_refused_with_the_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_postgresql_and_redis_answers_are_quick_and_memory_stays_as_it_is() {
     let (mut postgres, mut redis) = (PrivatePostgres::start().await, PrivateRedis::start().await);
-    let keys = accounts(&postgres.database(), 16).await;
+    let keys = accounts(&postgres.database(), 48).await;
     let (url, redis_url) = (postgres.url(), redis.url());
     let mut settings = unlimited(&url);
     settings.extend([("REDIS_URL", redis_url.as_str()), ("MOMAIL_PLANS__ENTERPRISE__PER_MINUTE", "1000000")]);
@@ -279,7 +280,7 @@ async fn without_postgresql_and_redis_answers_are_quick_and_memory_stays_as_it_i
     redis.stop();
     assert_out_of_service(&service, &keys[0]).await;
     // Together some five hundred requests in a second.
-    let load = Load::start(&service.public, &keys, Duration::from_millis(25));
+    let load = Load::start(&service.public, &keys, Duration::from_millis(80));
     sleep(Duration::from_secs(2)).await;
     let before = service.resident_memory();
     sleep(if is_long() { Duration::from_secs(600) } else { Duration::from_secs(5) }).await;
