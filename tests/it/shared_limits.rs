@@ -157,7 +157,9 @@ async fn redis_in_whatever_trouble_holds_nobody_up() {
     let mut connection = Connection::open(&service.public).await.unwrap();
     let usual = times(&mut connection, &key, 100).await[50];
     let troubles = ["stopped", "frozen", "silent", "slow", "full", "forbidden", "locked", "loading"];
-    for (round, trouble) in troubles.into_iter().enumerate() {
+    for trouble in troubles {
+        // A busy machine may have been taken for a slow Redis before.
+        let (alone, together) = (count(&service, ALONE), count(&service, TOGETHER));
         bring_into(trouble, &mut redis, &relay);
         // Only those that find out wait, and not for long.
         let at_first = times(&mut connection, &key, 10).await;
@@ -174,8 +176,8 @@ async fn redis_in_whatever_trouble_holds_nobody_up() {
         assert!(at_first[9] < Duration::from_millis(100) + SLACK, "{trouble}: {at_first:?}");
         assert!(later[50] < usual * 4 + Duration::from_millis(20), "{trouble}: {:?} beside {usual:?}", later[50]);
         assert_eq!(degraded, (0.0, 1.0), "{trouble}");
-        assert_eq!(count(&service, ALONE), round + 1, "{trouble} is said once\n{}", service.logs());
-        assert_eq!(count(&service, TOGETHER), round + 2, "{trouble}");
+        assert_eq!(count(&service, ALONE), alone + 1, "{trouble} is said once\n{}", service.logs());
+        assert_eq!(count(&service, TOGETHER), together + 1, "{trouble}");
     }
     pulse.assert_steady().await;
 }
