@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
+use tokio_util::sync::CancellationToken;
 
 use crate::digits::push_decimal;
 use crate::secret::Prefix;
@@ -55,6 +56,7 @@ struct Buffer {
 pub struct Writer {
     log: Arc<AccessLog>,
     thread: Option<JoinHandle<()>>,
+    ended: CancellationToken,
 }
 
 impl AccessLog {
@@ -64,9 +66,14 @@ impl AccessLog {
 
     /// Begins to write.
     pub fn write(self: &Arc<Self>) -> io::Result<Writer> {
-        let log = Arc::clone(self);
-        let thread = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || log.run())?;
-        Ok(Writer { log: Arc::clone(self), thread: Some(thread) })
+        let (log, ended) = (Arc::clone(self), CancellationToken::new());
+        let end = ended.clone().drop_guard();
+        let thread = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            // A panic ends it as well.
+            let _end = end;
+            log.run();
+        })?;
+        Ok(Writer { log: Arc::clone(self), thread: Some(thread), ended })
     }
 
     /// Lines that were lost because the log was not read fast enough.
@@ -93,6 +100,8 @@ impl AccessLog {
         let mut lines = Vec::new();
         let mut buffer = self.buffer();
         loop {
+            #[cfg(feature = "flawed")]
+            crate::tasks::flaw::panic_if_told(crate::tasks::Part::AccessLog);
             let is_closed = buffer.is_closed;
             std::mem::swap(&mut lines, &mut buffer.lines);
             drop(buffer);
@@ -109,6 +118,13 @@ impl AccessLog {
 
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writer {
+    /// Waits until nothing is written any more, which is not meant to happen before it is dropped.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 }
 

@@ -38,5 +38,6 @@ pub mod secret;
 pub mod serve;
 pub mod server;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;
 pub mod upkeep;

@@ -7,11 +7,10 @@ use anyhow::Context;
 use rand::rngs::SysRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::access_log::AccessLog;
+use crate::access_log::{self, AccessLog};
 use crate::account::{Account, Plan};
 use crate::auth::LastUsed;
 use crate::clock::Clock;
@@ -22,6 +21,7 @@ use crate::key::{KeyName, NewKey};
 use crate::permission::Permissions;
 use crate::server::{self, Listener, Stop, Timeouts};
 use crate::store::{Store, StoreError};
+use crate::tasks::{Part, Tasks};
 use crate::telemetry;
 use crate::upkeep::Upkeep;
 
@@ -32,6 +32,8 @@ const START_PATIENCE: Duration = Duration::from_secs(3);
 /// The pauses between attempts to reach the database double from the first to the last of these.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 const PRUNE_EVERY: Duration = Duration::from_mins(1);
+/// The longest drain delay and grace of a process that has lost a part of itself: whoever restarts it waits for that.
+const LAME: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
 
 /// Runs until a signal asks for the end. `announce` is given the lines meant for whoever started the process.
 ///
@@ -48,11 +50,11 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
 
     let stop = Stop::default();
     let flush = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     let addresses = listen(&config.server, &app, &stop, &mut tasks)?;
     let Config { event_retention, key_retention, .. } = config;
     let upkeep = Upkeep { store: store.clone(), clock: clock.clone(), event_retention, key_retention };
-    tasks.spawn(prune(app.clone(), upkeep, stop.gently.clone()));
+    tasks.spawn(Part::Upkeep, prune(app.clone(), upkeep, stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
     tracing::info!(store = %config.store.url, "starting");
@@ -75,25 +77,42 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
                 Ok(()) => started = true,
                 Err(error) => break Err(error),
             },
-            _ = tasks.join_next() => break Err(anyhow::anyhow!("a task that must not end has ended")),
-            _ = background.join_next() => break Err(anyhow::anyhow!("a task that must not end has ended")),
+            error = lost_part(&mut tasks, &mut background, &access_log) => break Err(error),
         }
     };
+    let (mut drain_delay, mut grace) = (config.server.drain_delay, config.server.grace);
     // A replica that was never ready has no load balancer to give time to.
-    let drain_delay = if started { config.server.drain_delay } else { Duration::ZERO };
+    drain_delay = if started { drain_delay } else { Duration::ZERO };
+    if let Err(error) = &outcome {
+        tracing::error!("{error:#}");
+        (drain_delay, grace) = (drain_delay.min(LAME.0), grace.min(LAME.1));
+    }
     tokio::select! {
-        () = drain(&app, drain_delay, config.server.grace, &stop) => (),
+        () = drain(&app, drain_delay, grace, &stop) => (),
         // Whoever asks twice is in a hurry.
         () = signals.again() => anyhow::bail!("told to stop at once"),
     }
     flush.cancel();
-    while let Some(ended) = background.join_next().await {
-        ended.context("a task in the background failed")?;
+    while let Some((part, ended)) = background.next_end().await {
+        ended.with_context(|| format!("{part} failed"))?;
     }
     store.close();
     drop(access_log);
     tracing::info!("stopped");
     outcome
+}
+
+/// Waits until a part of the process has ended that is not meant to, and says which.
+async fn lost_part(tasks: &mut Tasks, background: &mut Tasks, access_log: &access_log::Writer) -> anyhow::Error {
+    let lost = tokio::select! {
+        Some(lost) = tasks.next_end() => lost,
+        Some(lost) = background.next_end() => lost,
+        () = access_log.ended() => (Part::AccessLog, Ok(())),
+    };
+    match lost {
+        (part, Ok(())) => anyhow::anyhow!("{part} has ended, and the process with it"),
+        (part, Err(panic)) => anyhow::Error::new(panic).context(format!("{part} has failed, and the process with it")),
+    }
 }
 
 fn build(config: &Config, store: Store, last_used: LastUsed, clock: Clock) -> App {
@@ -115,7 +134,7 @@ fn build(config: &Config, store: Store, last_used: LastUsed, clock: Clock) -> Ap
 }
 
 /// Binds both addresses and begins to accept; says where.
-fn listen(settings: &Server, app: &App, stop: &Stop, tasks: &mut JoinSet<()>) -> anyhow::Result<String> {
+fn listen(settings: &Server, app: &App, stop: &Stop, tasks: &mut Tasks) -> anyhow::Result<String> {
     let timeouts =
         Timeouts { header: settings.header_timeout, keep_alive: settings.keep_alive, write: settings.write_timeout };
     let bind = |address, name| {
@@ -138,8 +157,8 @@ fn listen(settings: &Server, app: &App, stop: &Stop, tasks: &mut JoinSet<()>) ->
     };
     let addresses = format!("listening public=http://{} internal=http://{}", public.address()?, internal.address()?);
     // Tracked, since until it ends a listener may still bring connections.
-    for listener in [public, internal] {
-        tasks.spawn(stop.connections.track_future(listener.run(stop.clone())));
+    for (part, listener) in [(Part::PublicListener, public), (Part::InternalListener, internal)] {
+        tasks.spawn(part, stop.connections.track_future(listener.run(stop.clone())));
     }
     Ok(addresses)
 }
@@ -151,16 +170,16 @@ fn background(
     clock: &Clock,
     flush: &CancellationToken,
     migrated: &Arc<Notify>,
-) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(last_used.run(app.store.clone(), clock.clone(), flush.clone()));
+) -> Tasks {
+    let mut tasks = Tasks::default();
+    tasks.spawn(Part::LastUses, last_used.run(app.store.clone(), clock.clone(), flush.clone()));
     let (limits, until) = (app.clone(), flush.clone());
-    tasks.spawn(async move {
+    tasks.spawn(Part::RedisLink, async move {
         until.run_until_cancelled(limits.limiter.keep_linked()).await;
     });
     if let Some(follower) = app.auth.follower() {
         let (migrated, flush) = (Arc::clone(migrated), flush.clone());
-        tasks.spawn(async move {
+        tasks.spawn(Part::Follower, async move {
             // Before the schema is there, a second connection could only disturb whoever makes it.
             if flush.run_until_cancelled(migrated.notified()).await.is_some() {
                 follower.run(flush).await;

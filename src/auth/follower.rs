@@ -1,6 +1,8 @@
 //! Keeps a replica's memory true: follows the feed of changes, renews the lease, and keeps the replica on the list of those who
 //! are waited for.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,11 +39,18 @@ impl Follower {
     }
 
     /// Runs until `stop`, and takes the replica off the list.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
+        let listening = listen(self.store.clone(), Arc::clone(&self.cache));
+        // In one task, so that neither goes on without the other.
+        tokio::select! {
+            () = self.follow(stop) => (),
+            never = listening => match never {},
+        }
+    }
+
+    async fn follow(mut self, stop: CancellationToken) {
         let mut ticks = interval(self.cache.settings.renew);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let cache = Arc::clone(&self.cache);
-        let listening = tokio::spawn(stop.clone().run_until_cancelled_owned(listen(self.store.clone(), cache)));
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -57,7 +66,6 @@ impl Follower {
         if self.renewed.is_some() && self.store.deregister_replica(self.replica).await.is_err() {
             tracing::warn!("this replica stays on the list until it is taken off as silent");
         }
-        let _ = listening.await;
     }
 
     /// Asks once, applies the answer, and reports it.
@@ -113,10 +121,10 @@ impl Follower {
 }
 
 /// Passes on what the database tells. Without it the follower hears of a change with its next question.
-async fn listen(store: Store, cache: Arc<Cache>) {
+async fn listen(store: Store, cache: Arc<Cache>) -> Infallible {
     loop {
         match store.listen().await {
-            None => return,
+            None => return pending().await,
             Some(Ok(mut listener)) => {
                 let hear = async {
                     while listener.heard().await.is_ok() {

@@ -245,7 +245,11 @@ impl LastUsed {
             }
             drop(turn);
         });
-        let _ = counting.await;
+        if let Err(error) = counting.await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
     }
 
     fn subtract(&self, written: &[Counted]) {

@@ -13,13 +13,25 @@ const KEPT_CHANGES: i64 = 10_000;
 /// A replica that has not renewed its row for so long, by the database's clock, is taken off the list.
 const REMOVED_AFTER_MS: i64 = 60_000;
 
-/// In one snapshot: how far the feed is, whether the replica `$2` is on the list, and what came after `$1`.
-const FOLLOW: &str = "
-    select c.n, coalesce((select min(n) from changes), 0), exists (select 1 from replicas where id = $2),
-           f.n, f.prefix, f.account_id
+/// In one snapshot: how far the feed is, whether the replica `$2` is on the list, whether the server may be written, and what
+/// came after `$1`.
+macro_rules! follow {
+    ($is_writable:literal) => {
+        concat!(
+            "
+    select c.n, coalesce((select min(n) from changes), 0), exists (select 1 from replicas where id = $2), ",
+            $is_writable,
+            ", f.n, f.prefix, f.account_id
     from change_counter c left join changes f on f.n > $1
     order by f.n
-    limit $3";
+    limit $3"
+        )
+    };
+}
+
+const FOLLOW: &str = follow!("true");
+/// A standby's transactions are read-only as well.
+const FOLLOW_ON_POSTGRES: &str = follow!("current_setting('transaction_read_only') = 'off'");
 
 const REGISTER: &str = "
     insert into replicas (id, applied, lease_ms, renewed_ms)
@@ -75,12 +87,20 @@ pub struct Followers {
 
 impl Store {
     /// The changes after number `applied`; none of them, and an incomplete feed, for a replica that has applied nothing yet.
+    ///
+    /// # Errors
+    /// Also if the server may only be read: a former primary hears of no changes any more, and would say that there are none.
     pub async fn follow(&self, applied: Option<i64>, replica: Uuid) -> Result<Feed> {
         let applied = applied.unwrap_or(i64::MAX);
+        let follow = if matches!(self.db, Db::Postgres(_)) { FOLLOW_ON_POSTGRES } else { FOLLOW };
         on!(self, read, connection => {
-            let query = sqlx::query(FOLLOW).bind(applied).bind(replica).bind(KEPT_CHANGES + 1);
+            let query = sqlx::query(follow).bind(applied).bind(replica).bind(KEPT_CHANGES + 1);
             let rows = query.fetch_all(&mut *connection).await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            if !first.try_get::<bool, _>(3)? {
+                // Of an error like this no connection is kept.
+                return Err(sqlx::Error::Protocol("the server may only be read".to_owned()));
+            }
             let (latest, oldest): (i64, i64) = (first.try_get(0)?, first.try_get(1)?);
             // A database restored from a backup may even have gone back.
             let is_whole = i64::try_from(rows.len()).is_ok_and(|rows| rows <= KEPT_CHANGES);
@@ -88,10 +108,10 @@ impl Store {
             let is_registered = first.try_get(2)?;
             let mut changes = Vec::new();
             for row in &rows {
-                let Some(n) = row.try_get::<Option<i64>, _>(3)? else { continue };
-                let subject = match row.try_get::<Option<&str>, _>(4)? {
+                let Some(n) = row.try_get::<Option<i64>, _>(4)? else { continue };
+                let subject = match row.try_get::<Option<&str>, _>(5)? {
                     Some(prefix) => Subject::Secret(keys::decode_prefix(prefix)?),
-                    None => Subject::Account(AccountId(row.try_get(5)?)),
+                    None => Subject::Account(AccountId(row.try_get(6)?)),
                 };
                 changes.push((n, subject));
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use deadpool::Runtime;
 use deadpool::managed::{Manager, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult, Timeouts};
 use sqlx::{Connection, Database};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::line::{Line, Place};
 use super::{BOUND, Connections, Result, StoreError};
@@ -20,6 +20,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 const RESERVED_OF: usize = 5;
 /// A connection used less than this long ago is taken to be alive.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// A server that has no place for another connection is not asked for one again before this time.
+const FULL_FOR: Duration = Duration::from_millis(500);
+/// How often whoever waits looks meanwhile whether one of ours is free.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long an idle connection, or one left in the middle of a statement, has to show that it works.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections are renewed after this time, so that a change of the server's address is noticed.
@@ -46,6 +50,8 @@ pub(super) struct Connector<DB: Database> {
     /// When a connection was last found dead or of no more use. Those not used since are so as well, most likely: to find out
     /// for each of them would cost a request per connection.
     found_dead: Mutex<Option<Instant>>,
+    /// When the server last had no place for another connection.
+    found_full: Mutex<Option<Instant>>,
 }
 
 /// A connection in use. Dropped without [`Lease::end`], it was cut short in the middle of a statement.
@@ -58,7 +64,8 @@ pub(super) struct Lease<DB: Database> {
 impl<DB: Database> Pool<DB> {
     pub(super) fn new(options: Options<DB>, max_connections: usize) -> Self {
         let timeouts = Timeouts { wait: Some(ACQUIRE_TIMEOUT), create: Some(ACQUIRE_TIMEOUT), recycle: None };
-        let connections = deadpool::managed::Pool::builder(Connector { options, found_dead: Mutex::default() })
+        let connector = Connector { options, found_dead: Mutex::default(), found_full: Mutex::default() };
+        let connections = deadpool::managed::Pool::builder(connector)
             .max_size(max_connections)
             .timeouts(timeouts)
             // The most recently used connection is the likeliest to be alive, and the others may age out.
@@ -82,8 +89,18 @@ impl<DB: Database> Pool<DB> {
 
     pub(super) async fn lease(&self) -> Result<Lease<DB>> {
         let place = self.place().await?;
-        let connection = timeout(ACQUIRE_TIMEOUT, self.connections.get()).await.map_err(|_| no_connection())??;
+        let connection = timeout(ACQUIRE_TIMEOUT, self.get()).await.map_err(|_| no_connection())??;
         Ok(Lease { connection: Some(connection), place, close_if_cut_short: false })
+    }
+
+    /// Where the server has no place for as many connections as the pool may have, those that there are have to do.
+    async fn get(&self) -> Result<Object<Connector<DB>>, PoolError<sqlx::Error>> {
+        loop {
+            match self.connections.get().await {
+                Err(PoolError::Backend(error)) if is_full(&error) => sleep(LOOK_EVERY).await,
+                outcome => return outcome,
+            }
+        }
     }
 
     pub(super) fn options(&self) -> &Options<DB> {
@@ -106,8 +123,15 @@ impl<DB: Database> Manager for Connector<DB> {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<DB::Connection, sqlx::Error> {
+        if self.found_full().is_some_and(|found| found.elapsed() < FULL_FOR) {
+            return Err(sqlx::Error::PoolTimedOut);
+        }
         // It is rare and large; in the future of each statement it would be copied around for nothing.
-        Box::pin(DB::Connection::connect_with(&self.options)).await
+        let outcome = Box::pin(DB::Connection::connect_with(&self.options)).await;
+        if outcome.as_ref().is_err_and(is_full) {
+            *self.found_full() = Some(Instant::now());
+        }
+        outcome
     }
 
     async fn recycle(&self, connection: &mut DB::Connection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
@@ -129,6 +153,10 @@ impl<DB: Database> Manager for Connector<DB> {
 impl<DB: Database> Connector<DB> {
     fn found_dead(&self) -> MutexGuard<'_, Option<Instant>> {
         self.found_dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn found_full(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.found_full.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a connection answers, and in time.
@@ -266,6 +294,14 @@ fn is_passing(code: &str) -> bool {
             matches!(code, "25006" | "55P03" | "57014")
                 || ["08", "28", "3D", "40", "53", "57P", "58"].iter().any(|class| code.starts_with(class))
         }
+    }
+}
+
+/// Whether a connection was refused only because there are so many already: by the server, or by us in its place.
+fn is_full(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(db) => db.code().as_deref() == Some("53300"),
+        error => matches!(error, sqlx::Error::PoolTimedOut),
     }
 }
 

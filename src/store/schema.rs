@@ -51,6 +51,10 @@ const LATEST_APPLIED: &str = "select coalesce(max(version), 0) from _sqlx_migrat
 const LOCK: i64 = 0x6d6f_6d61_696c;
 /// Waiting inside the database would block another's `create index concurrently`, so the lock is tried again and again.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
+/// A server that waits for somebody else's lock does not see that we have gone, and would keep ours: it is asked to look, where it
+/// knows how (from PostgreSQL 14 on).
+const LOOK_FOR_US: &str =
+    "select set_config(name, '1s', false) from pg_settings where name = 'client_connection_check_interval'";
 /// SQLite has no such lock: the loser of a race finds the table, or the migration's number, already there, and on its next try
 /// the migration done.
 const SQLITE_TRIES: u32 = 20;
@@ -103,6 +107,7 @@ async fn migrate_postgres(options: &PgConnectOptions) -> Result<Migrated> {
     let mut connection = timeout(BOUND, PgConnection::connect_with(&options))
         .await
         .map_err(|_| StoreError::Unavailable("it did not answer in time".to_owned()))??;
+    sqlx::query(LOOK_FOR_US).execute(&mut connection).await?;
     loop {
         let locked =
             sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut connection).await?;

@@ -14,12 +14,12 @@ use crate::support::{Register, Service, Through};
 const ROUNDS: usize = 150;
 
 /// The program built with a flaw, in a folder of its own.
-struct Flawed {
+pub(crate) struct Flawed {
     directory: TempDir,
 }
 
 impl Flawed {
-    async fn build(flaw: &str) -> Self {
+    pub(crate) async fn build(flaw: &str) -> Self {
         // Both are built to the same path, and copied from there.
         static BUILDING: Mutex<()> = Mutex::const_new(());
         let _building = BUILDING.lock().await;
@@ -43,7 +43,7 @@ impl Flawed {
         Self { directory }
     }
 
-    fn program(&self) -> PathBuf {
+    pub(crate) fn program(&self) -> PathBuf {
         self.directory.path().join("flawed")
     }
 }

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::support::{
-    Connection, Database, PrivatePostgres, Service, accounts, json_request, on_both_stores, request, unlimited,
+    Connection, Database, PrivatePostgres, Pulse, Service, accounts, is_long, json_request, on_both_stores, request,
+    unlimited,
 };
 
 on_both_stores!(clients_that_hang_up_leave_nothing_behind);
@@ -41,7 +42,8 @@ async fn wait_until_none(database: &Database, sql: &str) {
 /// Sends requests on connections of their own and hangs up some milliseconds later, whatever has come back.
 async fn hang_up_often(address: &str, key: &str, ids: &[String], seed: u64) {
     let mut dice = StdRng::seed_from_u64(seed);
-    for n in 0..60 {
+    // Twenty thousand in all, if there is time.
+    for n in 0..if is_long() { 313 } else { 60 } {
         let request = if n % 2 == 0 {
             let body = r#"{"name":"abandoned"}"#;
             let head = "content-type: application/json\r\ncontent-length";
@@ -58,6 +60,7 @@ async fn hang_up_often(address: &str, key: &str, ids: &[String], seed: u64) {
 
 async fn clients_that_hang_up_leave_nothing_behind(database: Database) {
     let (service, key) = replica(&database).await;
+    let pulse = Pulse::inside(&service);
     let mut connection = Connection::open(&service.public).await.unwrap();
     let mut ids = Vec::new();
     let create = || json_request(Method::POST, KEYS, &key, json!({ "name": "wanted" }).to_string());
@@ -92,6 +95,7 @@ async fn clients_that_hang_up_leave_nothing_behind(database: Database) {
     let live = database.number("select sum(live_keys) from accounts").await;
     assert_eq!(list.body["meta"]["total"], live);
     eprintln!("{live} keys live, {} abandoned creations were carried out", abandoned(&database).await);
+    pulse.assert_steady().await;
 }
 
 async fn abandoned(database: &Database) -> i64 {
@@ -121,10 +125,12 @@ async fn wait_until_the_pool_rests(service: &Service) {
 async fn an_operators_lock_holds_each_request_up_for_a_moment_only() {
     let database = Database::postgres().await;
     let (service, key) = replica(&database).await;
+    let pulse = Pulse::of(&service);
     let mut session = database.postgres_session().await;
     let lock = "begin; lock table api_keys in access exclusive mode";
     sqlx::raw_sql(lock).execute(&mut session).await.unwrap();
-    for _ in 0..2 {
+    // A minute, if there is time.
+    for _ in 0..if is_long() { 25 } else { 2 } {
         let requests = (0..30).map(async |n| {
             let request = match n % 3 {
                 0 => request(Method::GET, KEYS, &key),
@@ -144,6 +150,7 @@ async fn an_operators_lock_holds_each_request_up_for_a_moment_only() {
     sqlx::raw_sql("rollback").execute(&mut session).await.unwrap();
     let replies = join_all((0..40).map(|_| service.get(KEYS, &key))).await;
     assert!(replies.iter().all(|reply| reply.status == 200), "{}", service.logs());
+    pulse.assert_steady().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

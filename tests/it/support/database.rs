@@ -171,25 +171,38 @@ impl Drop for Strain {
 pub(crate) struct PrivatePostgres {
     directory: TempDir,
     port: u16,
+    max_connections: u32,
     server: Option<Child>,
 }
 
 impl PrivatePostgres {
     pub(crate) async fn start() -> Self {
+        Self::start_for(100).await
+    }
+
+    /// For so many connections, three of which are kept for superusers.
+    pub(crate) async fn start_for(max_connections: u32) -> Self {
+        let mut initdb = as_postgres("initdb");
+        initdb.args(["--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--locale", "C"]);
+        Self::made_by(initdb, max_connections).await
+    }
+
+    /// Another server that follows this one, and may only be read until it is promoted.
+    pub(crate) async fn standby(&self) -> Self {
+        let mut copy = as_postgres("pg_basebackup");
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--dbname", &self.url()]);
+        Self::made_by(copy, self.max_connections).await
+    }
+
+    /// Runs a server on the data that a command makes.
+    async fn made_by(mut command: Command, max_connections: u32) -> Self {
         // Not in $TMPDIR, which the server's user may not reach; and a socket's path must be short.
         let directory = tempfile::Builder::new().prefix("momail-pg.").tempdir_in("/tmp").unwrap();
         give_to_postgres(directory.path());
-        let data = directory.path().join("data");
-        let initdb = as_postgres("initdb")
-            .args(["--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8", "--locale", "C"])
-            .arg("--pgdata")
-            .arg(&data)
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(initdb.success(), "initdb failed");
+        command.args(["--no-sync", "--pgdata"]).arg(directory.path().join("data"));
+        assert!(command.stdout(Stdio::null()).status().unwrap().success(), "{command:?} failed");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut postgres = Self { directory, port, server: None };
+        let mut postgres = Self { directory, port, max_connections, server: None };
         postgres.run().await;
         postgres
     }
@@ -199,7 +212,9 @@ impl PrivatePostgres {
         let server = as_postgres("postgres")
             .arg("-D")
             .arg(self.directory.path().join("data"))
-            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100"])
+            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"])
+            .arg("-c")
+            .arg(format!("max_connections={}", self.max_connections))
             .arg("-c")
             .arg(format!("unix_socket_directories={}", self.directory.path().display()))
             .stdout(Stdio::null())
@@ -236,6 +251,13 @@ impl PrivatePostgres {
 
     pub(crate) fn database(&self) -> Database {
         Database { url: self.url(), directory: None }
+    }
+
+    /// A database of a user who is no superuser.
+    pub(crate) async fn users_database(&self) -> Database {
+        self.database().sql("create user keys").await;
+        self.database().sql("create database keys owner keys").await;
+        Database { url: format!("postgres://keys@127.0.0.1:{}/keys", self.port), directory: None }
     }
 
     /// Stops the server and all its backends in the middle of whatever they do, without closing anything.

@@ -35,6 +35,11 @@ pub(crate) struct Nginx {
 impl Nginx {
     /// Starts it in front of two replicas, and waits until it listens.
     pub(crate) fn start(replicas: [&str; 2]) -> Self {
+        Self::start_with(replicas, &[])
+    }
+
+    /// The same with other words in the places of some of its configuration.
+    pub(crate) fn start_with(replicas: [&str; 2], others: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let public = own_socket();
         let mut configuration = CONFIGURATION.replace("/tmp/", &format!("{}/", directory.path().display()));
@@ -44,6 +49,10 @@ impl Nginx {
             assert_eq!(configuration.matches(theirs).count(), 1, "nginx.conf says `{theirs}` once");
             let (directive, _) = theirs.split_once(' ').unwrap();
             configuration = configuration.replace(theirs, &format!("{directive} {address};"));
+        }
+        for (theirs, other) in others {
+            assert_eq!(configuration.matches(theirs).count(), 1, "nginx.conf says `{theirs}` once");
+            configuration = configuration.replace(theirs, other);
         }
         let file = |name| directory.path().join(name);
         fs::write(file("nginx.conf"), configuration).unwrap();

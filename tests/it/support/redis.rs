@@ -1,8 +1,9 @@
 //! A Redis server of the test's own, to be frozen, killed and restarted.
 
+use std::fs;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -30,14 +31,9 @@ impl PrivateRedis {
 
     /// Starts an empty server and waits until it answers.
     pub(crate) async fn run(&mut self) {
-        let server = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
-            .arg("--dir")
-            .arg(self.directory.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.server = Some(server);
+        // What a slow start was given to read is not to be read again.
+        let _ = fs::remove_file(self.directory.path().join("dump.rdb"));
+        self.spawn(&[]);
         for _ in 0..600 {
             if self.command(&["ping"]) == "PONG" {
                 return;
@@ -45,6 +41,33 @@ impl PrivateRedis {
             sleep(Duration::from_millis(50)).await;
         }
         panic!("Redis does not answer");
+    }
+
+    fn spawn(&mut self, more: &[&str]) {
+        let server = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
+            .arg("--dir")
+            .arg(self.directory.path())
+            .args(more)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.server = Some(server);
+    }
+
+    /// Starts the server again, which takes a minute to read its data and answers `LOADING` meanwhile.
+    pub(crate) fn restart_slowly(&mut self) {
+        let fill = "for n = 1, 600 do redis.call('set', 'filler' .. n, string.rep(n, 1000)) end";
+        self.command(&["eval", fill, "0"]);
+        assert_eq!(self.command(&["save"]), "OK");
+        self.stop();
+        // In microseconds, for each key; and after so many bytes it looks whether somebody asks.
+        self.spawn(&["--key-load-delay", "100000", "--loading-process-events-interval-bytes", "1024"]);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.command(&["ping"]).starts_with("LOADING") {
+            assert!(Instant::now() < deadline, "Redis does not load");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub(crate) fn stop(&mut self) {

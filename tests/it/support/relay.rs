@@ -38,18 +38,19 @@ pub(crate) struct Relay {
 
 /// The connections through a relay.
 struct Links {
-    /// How those are treated that are still to come.
+    /// Where those lead that are still to come, and how they are treated.
+    target: u16,
     next: Treatment,
     open: Vec<watch::Sender<Treatment>>,
 }
 
 impl Links {
-    fn add(&mut self) -> watch::Receiver<Treatment> {
+    fn add(&mut self) -> (u16, watch::Receiver<Treatment>) {
         self.open.retain(|link| !link.is_closed());
         let link = watch::Sender::new(self.next);
         let treatment = link.subscribe();
         self.open.push(link);
-        treatment
+        (self.target, treatment)
     }
 
     /// What is dead stays dead, as after a router has forgotten it.
@@ -70,23 +71,28 @@ impl Links {
 impl Relay {
     /// A relay to a port of this machine.
     pub(crate) async fn to(port: u16) -> Self {
-        Self::start(port, Treatment::Pass).await
+        Self::start("127.0.0.1:0", port, Treatment::Pass).await
+    }
+
+    /// The same at an address that the test has chosen.
+    pub(crate) async fn at(address: &str, port: u16) -> Self {
+        Self::start(address, port, Treatment::Pass).await
     }
 
     /// A listener that has never said anything.
     pub(crate) async fn to_nowhere() -> Self {
-        Self::start(0, Treatment::Swallow).await
+        Self::start("127.0.0.1:0", 0, Treatment::Swallow).await
     }
 
-    async fn start(target: u16, next: Treatment) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    async fn start(address: &str, target: u16, next: Treatment) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let links = Arc::new(Mutex::new(Links { next, open: Vec::new() }));
+        let links = Arc::new(Mutex::new(Links { target, next, open: Vec::new() }));
         let accepting = Arc::clone(&links);
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                let treatment = lock(&accepting).add();
+                let (target, treatment) = lock(&accepting).add();
                 tokio::spawn(relay(client, target, treatment));
             }
         });
@@ -116,6 +122,16 @@ impl Relay {
     /// Connections are reset: those that are open at once, and new ones as they come.
     pub(crate) fn reset(&self) {
         self.treat(Treatment::Reset, Treatment::Reset);
+    }
+
+    /// New connections lead to another server. Those that are open stay where they are.
+    pub(crate) fn lead_to(&self, port: u16) {
+        lock(&self.links).target = port;
+    }
+
+    /// Connections that are open are reset. New ones pass.
+    pub(crate) fn cut(&self) {
+        self.treat(Treatment::Reset, Treatment::Pass);
     }
 
     fn treat(&self, open: Treatment, next: Treatment) {

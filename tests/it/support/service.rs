@@ -62,20 +62,29 @@ impl Service {
 
     /// The same of another build.
     pub(crate) fn start_of(program: &Path, settings: &[(&str, &str)]) -> Self {
-        let mut service = Self::spawn_of(program, settings);
+        let mut service = Self::spawn_of(Self::command_of(program), settings);
+        service.wait_until_it_listens();
+        service
+    }
+
+    /// The same in surroundings that another program makes, which then runs what it is given as its last arguments.
+    pub(crate) fn start_within(surroundings: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut command = Self::command_of(Path::new(surroundings[0]));
+        command.args(&surroundings[1..]).arg(Self::program());
+        let mut service = Self::spawn_of(command, settings);
         service.wait_until_it_listens();
         service
     }
 
     /// Starts a replica without waiting for anything.
     pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
-        Self::spawn_of(Self::program(), settings)
+        Self::spawn_of(Self::command(), settings)
     }
 
-    fn spawn_of(program: &Path, settings: &[(&str, &str)]) -> Self {
+    fn spawn_of(mut command: Command, settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name| File::create(directory.path().join(name)).unwrap();
-        let child = Self::command_of(program)
+        let child = command
             .current_dir(directory.path())
             .env("MOMAIL_SERVER__PUBLIC_ADDR", "127.0.0.1:0")
             .env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0")
@@ -120,6 +129,11 @@ impl Service {
     /// What it wrote to standard error.
     pub(crate) fn logs(&self) -> String {
         fs::read_to_string(self.directory.path().join("stderr")).unwrap()
+    }
+
+    /// The folder in which it was started.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(crate) fn pid(&self) -> u32 {
