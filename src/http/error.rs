@@ -206,7 +206,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match &self {
             Self::Internal(cause) => tracing::error!(cause = format!("{cause:#}"), "a request failed"),
-            Self::Unavailable(cause) => tracing::warn!(cause, "a request could not be answered"),
+            // The store says why, once; the line of each request says 503.
+            Self::Unavailable(cause) => tracing::debug!(cause, "a request could not be answered"),
             _ => (),
         }
         let (status, code, message, details) = self.parts();

@@ -12,6 +12,8 @@ use deadpool::managed::{Manager, Metrics, Object, PoolError, QueueMode, RecycleE
 use sqlx::{Connection, Database};
 use tokio::time::timeout;
 
+use super::file::OwnFile;
+use super::trouble::Trouble;
 use super::{BOUND, Result, StoreError};
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,6 +40,9 @@ pub(super) struct Connector<DB: Database> {
     /// When a connection was last found dead or of no more use. Those not used since are so as well, most likely: to find out
     /// for each of them would cost a request per connection.
     found_dead: Mutex<Option<Instant>>,
+    trouble: Trouble,
+    /// Of an embedded database.
+    file: Option<OwnFile>,
 }
 
 /// A connection in use. Dropped without [`Lease::end`], it was cut short in the middle of a statement.
@@ -47,9 +52,10 @@ pub(super) struct Lease<DB: Database> {
 }
 
 impl<DB: Database> Pool<DB> {
-    pub(super) fn new(options: Options<DB>, max_connections: usize) -> Self {
+    pub(super) fn new(options: Options<DB>, max_connections: usize, trouble: Trouble, file: Option<OwnFile>) -> Self {
         let timeouts = Timeouts { wait: Some(ACQUIRE_TIMEOUT), create: Some(ACQUIRE_TIMEOUT), recycle: None };
-        let pool = deadpool::managed::Pool::builder(Connector { options, found_dead: Mutex::default() })
+        let connector = Connector { options, found_dead: Mutex::default(), trouble, file };
+        let pool = deadpool::managed::Pool::builder(connector)
             .max_size(max_connections)
             .timeouts(timeouts)
             // The most recently used connection is the likeliest to be alive, and the others may age out.
@@ -63,6 +69,21 @@ impl<DB: Database> Pool<DB> {
     pub(super) async fn lease(&self) -> Result<Lease<DB>> {
         let connection = timeout(ACQUIRE_TIMEOUT, self.0.get()).await.map_err(|_| no_connection())??;
         Ok(Lease { connection: Some(connection), close_if_cut_short: false })
+    }
+
+    /// Ends `work` after [`BOUND`] at the latest, and believes its outcome only if the file it was done on is still there.
+    pub(super) async fn within_bound<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let connector = self.0.manager();
+        let checked = async {
+            connector.check_file()?;
+            let value = work.await?;
+            connector.check_file()?;
+            Ok(value)
+        };
+        let late = |_| Err(StoreError::Unavailable("it did not answer in time".to_owned()));
+        let outcome = timeout(BOUND, checked).await.unwrap_or_else(late);
+        connector.trouble.note(&outcome);
+        outcome
     }
 
     pub(super) fn options(&self) -> &Options<DB> {
@@ -105,6 +126,10 @@ impl<DB: Database> Manager for Connector<DB> {
 }
 
 impl<DB: Database> Connector<DB> {
+    fn check_file(&self) -> Result<()> {
+        self.file.as_ref().map_or(Ok(()), OwnFile::check)
+    }
+
     fn found_dead(&self) -> MutexGuard<'_, Option<Instant>> {
         self.found_dead.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,11 +210,6 @@ impl<DB: Database> Drop for Lease<DB> {
     }
 }
 
-/// Ends `work` after [`BOUND`] at the latest.
-pub(super) async fn within_bound<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(BOUND, work).await.unwrap_or_else(|_| Err(StoreError::Unavailable("it did not answer in time".to_owned())))
-}
-
 fn no_connection() -> StoreError {
     StoreError::Unavailable("no connection became free in time".to_owned())
 }
@@ -236,23 +256,41 @@ fn describe(error: &sqlx::Error) -> String {
 /// 53 (resources), 55P03 and 57014 (given up), 57P (going away), 58 (system). SQLite: busy, locked, read-only, I/O error, full, cannot open, by their primary result codes.
 fn is_passing(code: &str) -> bool {
     const SQLITE_PASSING: [u32; 6] = [5, 6, 8, 10, 13, 14];
-    match code.parse::<u32>() {
-        Ok(result) if code.len() < 5 => SQLITE_PASSING.contains(&(result & 0xff)),
-        _ => {
+    match sqlite_result(code) {
+        Some(result) => SQLITE_PASSING.contains(&result),
+        None => {
             matches!(code, "25006" | "55P03" | "57014")
                 || ["08", "28", "3D", "40", "53", "57P", "58"].iter().any(|class| code.starts_with(class))
         }
     }
 }
 
+/// The primary result code of SQLite, if the code is one of its; those of PostgreSQL have five characters.
+fn sqlite_result(code: &str) -> Option<u32> {
+    let result = code.parse::<u32>().ok()?;
+    (code.len() < 5).then_some(result & 0xff)
+}
+
 /// A connection is of no more use when the wire broke, the server is going away, or it may no longer write (a former primary).
+///
+/// The same when SQLite may have rolled back by itself, as it does when memory or the disk fails it: sqlx would believe for ever
+/// that there still is a transaction.
 fn spoils_connection(error: &sqlx::Error) -> bool {
+    const SQLITE_ROLLS_BACK: [u32; 5] = [5, 7, 9, 10, 13];
     match error {
         sqlx::Error::Database(db) => {
             let code = db.code().unwrap_or_default();
-            code == "25006" || code.starts_with("57P") || code.starts_with("08")
+            match sqlite_result(&code) {
+                Some(result) => SQLITE_ROLLS_BACK.contains(&result),
+                None => code == "25006" || code.starts_with("57P") || code.starts_with("08"),
+            }
         }
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::InvalidSavePointStatement
+        | sqlx::Error::BeginFailed => true,
         _ => false,
     }
 }
