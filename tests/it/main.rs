@@ -11,6 +11,7 @@ mod cli_keys;
 mod cli_usage;
 mod clients;
 mod cors;
+mod disk;
 mod durability;
 mod events;
 

@@ -73,9 +73,14 @@ impl Service {
     }
 
     fn spawn_of(program: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::spawn_as(Self::command_of(program), settings)
+    }
+
+    /// The same by a command that becomes the program.
+    pub(super) fn spawn_as(mut command: Command, settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name| File::create(directory.path().join(name)).unwrap();
-        let child = Self::command_of(program)
+        let child = command
             .current_dir(directory.path())
             .env("MOMAIL_SERVER__PUBLIC_ADDR", "127.0.0.1:0")
             .env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0")
