@@ -44,7 +44,9 @@ impl OwnFile {
         let gone = match metadata(&self.path) {
             Ok(file) if Identity::of(&file) == self.identity => return Ok(()),
             Ok(_) => "its file was replaced while it was in use; stop the service before you restore".to_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "its file was removed while it was in use".to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                "its file was removed while it was in use".to_owned()
+            }
             Err(error) => format!("its file cannot be looked at: {error}"),
         };
         Err(StoreError::Unavailable(gone))

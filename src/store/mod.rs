@@ -117,19 +117,20 @@ use on;
 /// Call it only in a task of its own ([`to_its_end`]), so that a client that hangs up cuts nothing short.
 macro_rules! transaction {
     ($pool:expr, $begin:literal, $tx:ident => $body:expr) => {
-        $pool.within_bound(async {
-            let mut lease = $pool.lease().await?.closed_if_cut_short();
-            let outcome: Result<_, sqlx::Error> = async {
-                let mut tx = sqlx::Connection::begin_with(&mut *lease, $begin).await?;
-                let $tx = &mut *tx;
-                let value = $body;
-                tx.commit().await?;
-                Ok(value)
-            }
-            .await;
-            lease.end(outcome)
-        })
-        .await
+        $pool
+            .within_bound(async {
+                let mut lease = $pool.lease().await?.closed_if_cut_short();
+                let outcome: Result<_, sqlx::Error> = async {
+                    let mut tx = sqlx::Connection::begin_with(&mut *lease, $begin).await?;
+                    let $tx = &mut *tx;
+                    let value = $body;
+                    tx.commit().await?;
+                    Ok(value)
+                }
+                .await;
+                lease.end(outcome)
+            })
+            .await
     };
 }
 use transaction;

@@ -265,6 +265,11 @@ fn is_passing(code: &str) -> bool {
     }
 }
 
+/// Whether another process holds the lock of a file in SQLite.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(db) if sqlite_result(&db.code().unwrap_or_default()) == Some(5))
+}
+
 /// The primary result code of SQLite, if the code is one of its; those of PostgreSQL have five characters.
 fn sqlite_result(code: &str) -> Option<u32> {
     let result = code.parse::<u32>().ok()?;

@@ -4,6 +4,7 @@
 mod support;
 
 mod auth;
+mod backup;
 mod browsers;
 mod cache;
 mod cli;
@@ -28,6 +29,7 @@ mod limits;
 mod lists;
 mod memory;
 mod migrations;
+mod one_file;
 mod one_key;
 mod openapi;
 mod outages;
@@ -45,6 +47,7 @@ mod shared_limits;
 mod shutdown;
 mod slow_clients;
 mod tidy;
+mod upgrades;
 mod upkeep;
 mod usage;
 mod verify;

@@ -67,6 +67,15 @@ impl Service {
         service
     }
 
+    /// The same under another umask than that of the tests.
+    pub(crate) fn start_under(umask: &str, settings: &[(&str, &str)]) -> Self {
+        let mut command = Self::command_of(Path::new("/bin/sh"));
+        command.args(["-c", &format!("umask {umask} && exec \"$0\""), PROGRAM]);
+        let mut service = Self::spawn_as(command, settings);
+        service.wait_until_it_listens();
+        service
+    }
+
     /// Starts a replica without waiting for anything.
     pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
         Self::spawn_of(Self::program(), settings)
