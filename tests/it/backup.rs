@@ -50,7 +50,7 @@ async fn back_up_under_load(database: &Database, folder: &Path, commands: &str) 
 }
 
 fn is_private(path: &Path) -> bool {
-    path.metadata().unwrap().permissions().mode() & 0o077 == 0
+    path.metadata().unwrap().permissions().mode() & 0o777 == 0o600
 }
 
 /// What was promised before the backup holds, but for what was revoked since, which stays revoked.

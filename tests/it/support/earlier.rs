@@ -1,5 +1,6 @@
 //! A database as an earlier release left it: with its schema, and with rows that were made under it.
 
+use std::fmt::Write;
 use std::path::Path;
 
 use momail_api_keys::secret::Secret;
@@ -55,7 +56,7 @@ impl Database {
 
     async fn add_rows(&self) -> Earlier {
         let bytes = |bytes: &[u8]| {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let digits = bytes.iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
             if self.is_postgres() { format!("decode('{digits}', 'hex')") } else { format!("x'{digits}'") }
         };
         let id = |id: Uuid| if self.is_postgres() { format!("'{id}'") } else { bytes(id.as_bytes()) };
@@ -67,7 +68,8 @@ impl Database {
         let keys = ["live", "live as well", "revoked"].map(|name| {
             let (key, secret) = (Uuid::now_v7(), Secret::generate(&mut SysRng).unwrap());
             let revoked = if name == "revoked" { at } else { "null" };
-            rows += &format!(
+            writeln!(
+                rows,
                 "insert into api_keys (id, account_id, name, created_at, revoked_at)
                      values ({}, {}, '{name}', {at}, {revoked});
                  insert into key_secrets (prefix, key_id, hash, created_at) values ('{}', {}, {}, {at});",
@@ -76,7 +78,8 @@ impl Database {
                 secret.prefix(),
                 id(key),
                 bytes(secret.hash().as_bytes()),
-            );
+            )
+            .unwrap();
             secret.expose().to_owned()
         });
         self.sql(&rows).await;
