@@ -114,26 +114,32 @@ macro_rules! on {
         }
     };
     (@read $pool:ident, $connection:ident => $body:expr) => {
-        $pool.within_bound(async {
-            loop {
+        $pool.judge(
+            $crate::store::pool::within_bound(async {
+                $pool.check_file()?;
+                loop {
+                    let mut lease = $pool.lease().await?;
+                    let $connection = &mut *lease;
+                    let outcome: Result<_, sqlx::Error> = async { $body }.await;
+                    if let Some(outcome) = lease.end_or_retry(outcome) {
+                        break outcome;
+                    }
+                }
+            })
+            .await,
+        )
+    };
+    (@write $pool:ident, $connection:ident => $body:expr) => {
+        $pool.judge(
+            $crate::store::pool::within_bound(async {
+                $pool.check_file()?;
                 let mut lease = $pool.lease().await?;
                 let $connection = &mut *lease;
                 let outcome: Result<_, sqlx::Error> = async { $body }.await;
-                if let Some(outcome) = lease.end_or_retry(outcome) {
-                    break outcome;
-                }
-            }
-        })
-        .await
-    };
-    (@write $pool:ident, $connection:ident => $body:expr) => {
-        $pool.within_bound(async {
-            let mut lease = $pool.lease().await?;
-            let $connection = &mut *lease;
-            let outcome: Result<_, sqlx::Error> = async { $body }.await;
-            lease.end(outcome)
-        })
-        .await
+                lease.end(outcome)
+            })
+            .await,
+        )
     };
 }
 use on;
@@ -144,8 +150,9 @@ use on;
 /// Call it only in a task of its own ([`Store::to_its_end`]), so that a client that hangs up cuts nothing short.
 macro_rules! transaction {
     ($pool:expr, $begin:literal, $tx:ident => $body:expr) => {
-        $pool
-            .within_bound(async {
+        $pool.judge(
+            $crate::store::pool::within_bound(async {
+                $pool.check_file()?;
                 let mut lease = $pool.lease().await?.closed_if_cut_short();
                 let outcome: Result<_, sqlx::Error> = async {
                     let mut tx = sqlx::Connection::begin_with(&mut *lease, $begin).await?;
@@ -157,7 +164,8 @@ macro_rules! transaction {
                 .await;
                 lease.end(outcome)
             })
-            .await
+            .await,
+        )
     };
 }
 use transaction;

@@ -92,17 +92,17 @@ impl<DB: Database> Pool<DB> {
         Ok(Lease { connection: Some(connection), place, close_if_cut_short: false })
     }
 
-    /// Ends `work` in time, and believes its outcome only if the file it was done on is still there.
-    pub(super) async fn within_bound<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let connector = self.connections.manager();
-        let checked = async {
-            connector.check_file()?;
-            let value = work.await?;
-            connector.check_file()?;
-            Ok(value)
-        };
-        let outcome = within_bound(checked).await;
-        connector.trouble.note(&outcome);
+    /// Whether the file of an embedded database is still where it was.
+    pub(super) fn check_file(&self) -> Result<()> {
+        self.connections.manager().file.as_ref().map_or(Ok(()), OwnFile::check)
+    }
+
+    /// Believes an outcome only if the file it was reached on is still there, and has the log tell of what is wrong.
+    ///
+    /// It takes the outcome rather than the work, whose future would be copied once more.
+    pub(super) fn judge<T>(&self, outcome: Result<T>) -> Result<T> {
+        let outcome = outcome.and_then(|value| self.check_file().map(|()| value));
+        self.connections.manager().trouble.note(&outcome);
         outcome
     }
 
@@ -147,10 +147,6 @@ impl<DB: Database> Manager for Connector<DB> {
 }
 
 impl<DB: Database> Connector<DB> {
-    fn check_file(&self) -> Result<()> {
-        self.file.as_ref().map_or(Ok(()), OwnFile::check)
-    }
-
     fn found_dead(&self) -> MutexGuard<'_, Option<Instant>> {
         self.found_dead.lock().unwrap_or_else(PoisonError::into_inner)
     }

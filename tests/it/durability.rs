@@ -31,7 +31,8 @@ async fn of_many_kills_none_breaks_a_promise(database: Database) {
     for _ in 0..kills {
         let ledger = Arc::new(Ledger::new());
         let load = Load::on_record(&ledger, &service.public, &keys, Duration::from_millis(2));
-        sleep(Duration::from_millis(rand::random_range(100..800))).await;
+        ledger.wait_for(rand::random_range(20..120)).await;
+        sleep(Duration::from_micros(rand::random_range(0..20_000))).await;
         service.kill();
         cut_short += load.end().await.events.iter().filter(|event| !event.succeeded).count();
         service = Service::start(&settings);

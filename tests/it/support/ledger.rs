@@ -3,11 +3,15 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::task::block_in_place;
+use tokio::time::sleep;
 
 use super::load::{Made, Promises};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Ledger {
     directory: TempDir,
@@ -38,6 +42,15 @@ impl Ledger {
             promises.note(what, Made { id: id.to_owned(), key: key.to_owned() });
         }
         promises
+    }
+
+    /// Waits until so many lines are written, however slow the machine is.
+    pub(crate) async fn wait_for(&self, lines: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while fs::read_to_string(self.path()).unwrap().lines().count() < lines {
+            assert!(Instant::now() < deadline, "nobody is promised anything");
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     fn path(&self) -> PathBuf {
