@@ -113,7 +113,8 @@ async fn sixty_four_writers_and_their_readers_never_find_sqlite_locked() {
     times.sort_unstable();
     let p99 = times[times.len() * 99 / 100];
     eprintln!("{} creates, p99 {p99:?}; {} reads", times.len(), reads.iter().sum::<u32>());
-    assert!(times.len() > 64 && p99 < Duration::from_secs(2), "{p99:?}");
+    // Nothing takes longer than the bound of the store, however slow the disk is.
+    assert!(times.len() > 64 && p99 < Duration::from_millis(3_500), "{p99:?}");
     // A slow disk may make the line too long. Nobody who stood in it found the file locked.
     assert_eq!(refused.into_inner(), app.store.connections().refused);
     let list = app.send(crate::support::request(Method::GET, KEYS, &writer)).await;
