@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::secret::Prefix;
-use crate::store::{Counted, Counts, Store, hour_of};
+use crate::store::{Counted, Counts, Store, StoreError, hour_of};
 
 /// A batch is written this often, if there is anything to write.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -223,7 +223,7 @@ impl LastUsed {
         counted.sort_unstable_by_key(|counted| (counted.prefix, counted.hour));
         for batch in batch.chunks(MAX_BATCH) {
             if let Err(error) = store.touch_secrets(batch.to_vec()).await {
-                tracing::warn!(%error, secrets = batch.len(), "last uses stay in memory until they can be written");
+                tell(&error, "last uses", batch.len());
                 return;
             }
             let mut uses = self.uses();
@@ -238,7 +238,7 @@ impl LastUsed {
         let counting = tokio::spawn(async move {
             for batch in counted.chunks(MAX_BATCH) {
                 if let Err(error) = store.count_requests(batch.to_vec()).await {
-                    tracing::warn!(%error, counts = batch.len(), "counts stay in memory until they can be written");
+                    tell(&error, "counts", batch.len());
                     break;
                 }
                 uses.subtract(batch);
@@ -282,5 +282,14 @@ impl LastUsed {
 
     fn uses(&self) -> MutexGuard<'_, HashMap<Prefix, Use>> {
         self.0.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A database that is away is told of by the store, once; this is tried again every second.
+fn tell(error: &StoreError, what: &str, number: usize) {
+    if matches!(error, StoreError::Unavailable(_)) {
+        tracing::debug!(%error, number, "{what} stay in memory until they can be written");
+    } else {
+        tracing::warn!(%error, number, "{what} stay in memory until they can be written");
     }
 }

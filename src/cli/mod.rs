@@ -46,8 +46,9 @@ pub fn run(cli: Cli) -> ExitCode {
 fn execute(command: Command, mut config: Config) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new().context("the runtime cannot be started")?;
     if !matches!(command, Command::Serve) && config.log.filter == "info" {
-        // Whoever types a command wants its answer; what the service logs at every start is noise to them.
-        "warn".clone_into(&mut config.log.filter);
+        // Whoever types a command wants its answer; what the service logs at every start is noise to them, and the cause of a
+        // failure is in the answer already.
+        "warn,momail_api_keys::store::trouble=off".clone_into(&mut config.log.filter);
     }
     telemetry::init(&config.log);
     match command {

@@ -22,7 +22,6 @@ const UNAVAILABLE_RETRY_AFTER: u64 = 1;
 const OVERLOADED_RETRY_AFTER: RangeInclusive<u64> = 1..=3;
 
 /// An outage and an overload refuse thousands of requests a second, all of them for one reason.
-static UNAVAILABLE: Seldom = Seldom::new();
 static OVERLOADED: Seldom = Seldom::new();
 
 /// Why a request is refused. Causes of 5xx go to the log and nowhere else.
@@ -217,11 +216,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match &self {
             Self::Internal(cause) => tracing::error!(cause = format!("{cause:#}"), "a request failed"),
-            Self::Unavailable(cause) => {
-                if let Some(unsaid) = UNAVAILABLE.turn() {
-                    tracing::warn!(cause, unsaid, "a request could not be answered");
-                }
-            }
+            // The store says why, once; the line of each request says 503.
+            Self::Unavailable(cause) => tracing::debug!(cause, "a request could not be answered"),
             Self::Overloaded => {
                 if let Some(unsaid) = OVERLOADED.turn() {
                     tracing::warn!(unsaid, "a request was refused: the database is asked for more than it can answer");

@@ -7,6 +7,7 @@ mod changes;
 mod edits;
 mod events;
 mod expiry;
+mod file;
 mod keys;
 mod line;
 mod listing;
@@ -17,11 +18,11 @@ mod schema;
 mod search;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod usage;
 
 use std::fmt;
 use std::ops::Add;
-use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,11 +35,13 @@ pub use self::accounts::CreatedAccount;
 pub use self::changes::{Feed, Followers, Listener, Subject};
 pub use self::edits::Edited;
 pub use self::expiry::Warning;
+use self::file::OwnFile;
 pub use self::once::{Carried, Kept, Once};
 use self::pool::Pool;
 pub use self::rotation::{Rotated, SealRotated};
 pub use self::schema::Migrated;
 pub use self::search::{By, Found, Order, Search};
+use self::trouble::Trouble;
 pub use self::usage::{Counted, Counts, HOURS_KEPT, Usage, day_of, hour_of};
 use crate::permission::Catalogue;
 
@@ -113,26 +116,32 @@ macro_rules! on {
         }
     };
     (@read $pool:ident, $connection:ident => $body:expr) => {
-        $crate::store::pool::within_bound(async {
-            loop {
+        $pool.judge(
+            $crate::store::pool::within_bound(async {
+                $pool.check_file()?;
+                loop {
+                    let mut lease = $pool.lease().await?;
+                    let $connection = &mut *lease;
+                    let outcome: Result<_, sqlx::Error> = async { $body }.await;
+                    if let Some(outcome) = lease.end_or_retry(outcome) {
+                        break outcome;
+                    }
+                }
+            })
+            .await,
+        )
+    };
+    (@write $pool:ident, $connection:ident => $body:expr) => {
+        $pool.judge(
+            $crate::store::pool::within_bound(async {
+                $pool.check_file()?;
                 let mut lease = $pool.lease().await?;
                 let $connection = &mut *lease;
                 let outcome: Result<_, sqlx::Error> = async { $body }.await;
-                if let Some(outcome) = lease.end_or_retry(outcome) {
-                    break outcome;
-                }
-            }
-        })
-        .await
-    };
-    (@write $pool:ident, $connection:ident => $body:expr) => {
-        $crate::store::pool::within_bound(async {
-            let mut lease = $pool.lease().await?;
-            let $connection = &mut *lease;
-            let outcome: Result<_, sqlx::Error> = async { $body }.await;
-            lease.end(outcome)
-        })
-        .await
+                lease.end(outcome)
+            })
+            .await,
+        )
     };
 }
 use on;
@@ -143,19 +152,22 @@ use on;
 /// Call it only in a task of its own ([`Store::to_its_end`]), so that a client that hangs up cuts nothing short.
 macro_rules! transaction {
     ($pool:expr, $begin:literal, $tx:ident => $body:expr) => {
-        $crate::store::pool::within_bound(async {
-            let mut lease = $pool.lease().await?.closed_if_cut_short();
-            let outcome: Result<_, sqlx::Error> = async {
-                let mut tx = sqlx::Connection::begin_with(&mut *lease, $begin).await?;
-                let $tx = &mut *tx;
-                let value = $body;
-                tx.commit().await?;
-                Ok(value)
-            }
-            .await;
-            lease.end(outcome)
-        })
-        .await
+        $pool.judge(
+            $crate::store::pool::within_bound(async {
+                $pool.check_file()?;
+                let mut lease = $pool.lease().await?.closed_if_cut_short();
+                let outcome: Result<_, sqlx::Error> = async {
+                    let mut tx = sqlx::Connection::begin_with(&mut *lease, $begin).await?;
+                    let $tx = &mut *tx;
+                    let value = $body;
+                    tx.commit().await?;
+                    Ok(value)
+                }
+                .await;
+                lease.end(outcome)
+            })
+            .await,
+        )
     };
 }
 use transaction;
@@ -250,14 +262,19 @@ impl Store {
             StoreUrl::Postgres(options) => {
                 let options = postgres_options(options);
                 let migrations = schema::Source::Postgres(Arc::new(options.clone()));
-                Ok(Self { db: Db::Postgres(Pool::new(options, max_connections)), migrations, catalogue })
+                let trouble = Trouble::new("the database is not available", "the database is available again");
+                let pool = Pool::new(options, max_connections, trouble, None);
+                Ok(Self { db: Db::Postgres(pool), migrations, catalogue })
             }
             StoreUrl::Sqlite(options) => {
-                create_private(options.get_filename())?;
+                let file = OwnFile::make(options.get_filename())?;
                 let options = sqlite_options(options);
                 let migrations = schema::Source::Sqlite(Arc::new(options.clone()));
-                let read = Pool::new(options.clone(), max_connections);
-                Ok(Self { db: Db::Sqlite { read, write: Pool::new(options, 1) }, migrations, catalogue })
+                let trouble = Trouble::new("the database cannot be read", "the database can be read again");
+                let read = Pool::new(options.clone(), max_connections, trouble, Some(file.clone()));
+                let trouble = Trouble::new("the database takes no changes", "the database takes changes again");
+                let write = Pool::new(options, 1, trouble, Some(file));
+                Ok(Self { db: Db::Sqlite { read, write }, migrations, catalogue })
             }
         }
     }
@@ -371,15 +388,4 @@ fn sqlite_options(options: &SqliteConnectOptions) -> SqliteConnectOptions {
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
         .disable_statement_logging()
-}
-
-/// SQLite gives its journal files the rights of the database file, so it is made with the right ones.
-fn create_private(path: &Path) -> std::io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.write(true).create_new(true).open(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -12,7 +12,9 @@ use deadpool::managed::{Manager, Metrics, Object, PoolError, QueueMode, RecycleE
 use sqlx::{Connection, Database};
 use tokio::time::{sleep, timeout};
 
+use super::file::OwnFile;
 use super::line::{Line, Place};
+use super::trouble::Trouble;
 use super::{BOUND, Connections, Result, StoreError};
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,6 +54,9 @@ pub(super) struct Connector<DB: Database> {
     found_dead: Mutex<Option<Instant>>,
     /// When the server last had no place for another connection.
     found_full: Mutex<Option<Instant>>,
+    trouble: Trouble,
+    /// Of an embedded database.
+    file: Option<OwnFile>,
 }
 
 /// A connection in use. Dropped without [`Lease::end`], it was cut short in the middle of a statement.
@@ -62,9 +67,10 @@ pub(super) struct Lease<DB: Database> {
 }
 
 impl<DB: Database> Pool<DB> {
-    pub(super) fn new(options: Options<DB>, max_connections: usize) -> Self {
+    pub(super) fn new(options: Options<DB>, max_connections: usize, trouble: Trouble, file: Option<OwnFile>) -> Self {
         let timeouts = Timeouts { wait: Some(ACQUIRE_TIMEOUT), create: Some(ACQUIRE_TIMEOUT), recycle: None };
-        let connector = Connector { options, found_dead: Mutex::default(), found_full: Mutex::default() };
+        let (found_dead, found_full) = Default::default();
+        let connector = Connector { options, found_dead, found_full, trouble, file };
         let connections = deadpool::managed::Pool::builder(connector)
             .max_size(max_connections)
             .timeouts(timeouts)
@@ -101,6 +107,20 @@ impl<DB: Database> Pool<DB> {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// Whether the file of an embedded database is still where it was.
+    pub(super) fn check_file(&self) -> Result<()> {
+        self.connections.manager().file.as_ref().map_or(Ok(()), OwnFile::check)
+    }
+
+    /// Believes an outcome only if the file it was reached on is still there, and has the log tell of what is wrong.
+    ///
+    /// It takes the outcome rather than the work, whose future would be copied once more.
+    pub(super) fn judge<T>(&self, outcome: Result<T>) -> Result<T> {
+        let outcome = outcome.and_then(|value| self.check_file().map(|()| value));
+        self.connections.manager().trouble.note(&outcome);
+        outcome
     }
 
     pub(super) fn options(&self) -> &Options<DB> {
@@ -288,9 +308,9 @@ fn describe(error: &sqlx::Error) -> String {
 /// 53 (resources), 55P03 and 57014 (given up), 57P (going away), 58 (system). SQLite: busy, locked, read-only, I/O error, full, cannot open, by their primary result codes.
 fn is_passing(code: &str) -> bool {
     const SQLITE_PASSING: [u32; 6] = [5, 6, 8, 10, 13, 14];
-    match code.parse::<u32>() {
-        Ok(result) if code.len() < 5 => SQLITE_PASSING.contains(&(result & 0xff)),
-        _ => {
+    match sqlite_result(code) {
+        Some(result) => SQLITE_PASSING.contains(&result),
+        None => {
             matches!(code, "25006" | "55P03" | "57014")
                 || ["08", "28", "3D", "40", "53", "57P", "58"].iter().any(|class| code.starts_with(class))
         }
@@ -305,14 +325,37 @@ fn is_full(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether another process holds the lock of a file in SQLite.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(db) if sqlite_result(&db.code().unwrap_or_default()) == Some(5))
+}
+
+/// The primary result code of SQLite, if the code is one of its; those of PostgreSQL have five characters.
+fn sqlite_result(code: &str) -> Option<u32> {
+    let result = code.parse::<u32>().ok()?;
+    (code.len() < 5).then_some(result & 0xff)
+}
+
 /// A connection is of no more use when the wire broke, the server is going away, or it may no longer write (a former primary).
+///
+/// The same when SQLite may have rolled back by itself, as it does when memory or the disk fails it: sqlx would believe for ever
+/// that there still is a transaction.
 fn spoils_connection(error: &sqlx::Error) -> bool {
+    const SQLITE_ROLLS_BACK: [u32; 5] = [5, 7, 9, 10, 13];
     match error {
         sqlx::Error::Database(db) => {
             let code = db.code().unwrap_or_default();
-            code == "25006" || code.starts_with("57P") || code.starts_with("08")
+            match sqlite_result(&code) {
+                Some(result) => SQLITE_ROLLS_BACK.contains(&result),
+                None => code == "25006" || code.starts_with("57P") || code.starts_with("08"),
+            }
         }
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::InvalidSavePointStatement
+        | sqlx::Error::BeginFailed => true,
         _ => false,
     }
 }

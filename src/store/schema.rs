@@ -10,6 +10,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, SqlSafeStr};
 use tokio::time::{sleep, timeout};
 
+use super::pool::is_busy;
 use super::{BOUND, Result, Store, StoreError, on};
 
 /// Version, description and text; the numbers and names are the same in both folders of `migrations/`.
@@ -55,9 +56,6 @@ const LOCK_RETRY: Duration = Duration::from_millis(100);
 /// knows how (from PostgreSQL 14 on).
 const LOOK_FOR_US: &str =
     "select set_config(name, '1s', false) from pg_settings where name = 'client_connection_check_interval'";
-/// SQLite has no such lock: the loser of a race finds the table, or the migration's number, already there, and on its next try
-/// the migration done.
-const SQLITE_TRIES: u32 = 20;
 
 /// Where migrations run: on a connection of their own, since they may take longer than any statement of a request.
 #[derive(Clone)]
@@ -78,28 +76,30 @@ pub struct Migrated {
 pub(super) async fn migrate(source: &Source) -> Result<Migrated> {
     match source {
         Source::Postgres(options) => migrate_postgres(options).await,
-        Source::Sqlite(options) => {
-            let mut tries = 1;
-            loop {
-                match migrate_sqlite(options).await {
-                    Err(StoreError::Unexpected(_) | StoreError::Unavailable(_) | StoreError::Taken)
-                        if tries < SQLITE_TRIES =>
-                    {
-                        tries += 1;
-                    }
-                    outcome => return outcome,
-                }
-                sleep(LOCK_RETRY).await;
+        Source::Sqlite(options) => loop {
+            if let Some(migrated) = migrate_sqlite(options).await? {
+                return Ok(migrated);
             }
-        }
+            sleep(LOCK_RETRY).await;
+        },
     }
 }
 
-async fn migrate_sqlite(options: &SqliteConnectOptions) -> Result<Migrated> {
-    let mut connection = SqliteConnection::connect_with(options).await?;
-    let outcome = run(SQLITE, &mut connection).await;
+/// All migrations or none, under the one lock that SQLite has; `None` if another process holds it.
+async fn migrate_sqlite(options: &SqliteConnectOptions) -> Result<Option<Migrated>> {
+    let mut connection = match SqliteConnection::connect_with(options).await {
+        Err(error) if is_busy(&error) => return Ok(None),
+        connection => connection?,
+    };
+    // Begun without the lock, the first statement that writes would fail rather than wait for it.
+    let mut tx = match connection.begin_with("begin immediate").await {
+        Err(error) if is_busy(&error) => return Ok(None),
+        tx => tx?,
+    };
+    let migrated = run(SQLITE, &mut *tx).await?;
+    tx.commit().await?;
     connection.close().await?;
-    outcome
+    Ok(Some(migrated))
 }
 
 async fn migrate_postgres(options: &PgConnectOptions) -> Result<Migrated> {

@@ -1,6 +1,6 @@
 //! What was acknowledged stays, whenever the process is killed, and however many write at once.
 
-use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,58 +11,62 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::support::{
-    Database, Load, Options, Promises, Service, TestApp, accounts, json_request, on_both_stores, unlimited,
+    Database, Ledger, Load, Options, Promises, Service, TestApp, accounts, is_long, json_request, on_both_stores,
+    unlimited,
 };
 
-on_both_stores!(of_fifty_kills_none_breaks_a_promise);
+on_both_stores!(of_many_kills_none_breaks_a_promise);
 
 const KEYS: &str = "/v1/api-keys";
+const WRITERS: usize = 16;
 
-async fn of_fifty_kills_none_breaks_a_promise(database: Database) {
-    let keys = accounts(&database, 4).await;
+async fn of_many_kills_none_breaks_a_promise(database: Database) {
+    let keys = accounts(&database, WRITERS).await;
     let mut settings = unlimited(&database.url);
     // A revocation waits for the leases of those who were killed, and shall be answered before the next kill.
     settings.extend([("MOMAIL_AUTH__LEASE_MS", "20"), ("MOMAIL_AUTH__RENEW_MS", "5")]);
-    let mut all = Promises::default();
+    let (mut all, mut cut_short) = (Promises::default(), 0);
     let mut service = Service::start(&settings);
-    for _ in 0..50 {
-        let load = Load::start(&service.public, &keys, Duration::from_millis(2));
-        sleep(Duration::from_millis(rand::random_range(20..200))).await;
+    let kills = if is_long() { 200 } else { 10 };
+    for _ in 0..kills {
+        let ledger = Arc::new(Ledger::new());
+        let load = Load::on_record(&ledger, &service.public, &keys, Duration::from_millis(2));
+        ledger.wait_for(rand::random_range(20..120)).await;
+        sleep(Duration::from_micros(rand::random_range(0..20_000))).await;
         service.kill();
-        let promises = load.end().await;
+        cut_short += load.end().await.events.iter().filter(|event| !event.succeeded).count();
         service = Service::start(&settings);
+        let promises = ledger.promises();
         promises.assert_kept(&service.public).await;
         all.add(promises);
-        assert_whole(&database).await;
+        database.assert_whole().await;
     }
     all.assert_kept(&service.public).await;
-    let cut_short = all.events.iter().filter(|event| !event.succeeded).count();
-    eprintln!("{:?} created and revoked, {cut_short} requests cut short", all.count());
-    assert!(all.count().1 > 50 && cut_short > 50);
+    assert_listed(&service, &keys, &database).await;
+    eprintln!("{kills} kills, {:?} created and revoked, {cut_short} requests cut short", all.count());
+    assert!(all.count().1 > kills && cut_short > kills);
 }
 
-/// There is no half of anything, and nobody else may read the files.
-async fn assert_whole(database: &Database) {
-    let faults = [
-        // A key that was not acknowledged is there with its one secret, once, and counted, or it is not there.
-        "select count(*) from api_keys k where (select count(*) from key_secrets s where s.key_id = k.id) <> 1",
-        "select count(*) - count(distinct name) from api_keys where name <> 'first key'",
-        "select count(*) from accounts a
-         where live_keys <> (select count(*) from api_keys k where k.account_id = a.id and k.revoked_at is null)",
-    ];
-    for fault in faults {
-        assert_eq!(database.number(fault).await, 0, "{fault}");
+/// Every key that is there and not revoked, acknowledged or not, is in its account's list.
+async fn assert_listed(service: &Service, keys: &[String], database: &Database) {
+    let mut listed = 0;
+    for key in keys {
+        let list = service.get(KEYS, key).await;
+        let number = list.body["data"].as_array().unwrap().len();
+        assert_eq!(list.body["meta"]["total"], number);
+        listed += number;
     }
-    if database.is_postgres() {
-        return;
-    }
-    let fault = "select count(*) from pragma_integrity_check where integrity_check <> 'ok'";
-    assert_eq!(database.number(fault).await, 0);
-    assert_eq!(database.number("select count(*) from pragma_foreign_key_check").await, 0);
-    for suffix in ["", "-wal", "-shm"] {
-        let path = format!("{}{suffix}", database.path().display());
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode, 0o600, "{path}");
+    let live = database.number("select count(*) from api_keys where revoked_at is null").await;
+    assert_eq!(i64::try_from(listed).unwrap(), live);
+}
+
+#[tokio::test]
+async fn whatever_the_umask_nobody_else_may_read_the_files() {
+    for umask in ["000", "022", "077"] {
+        let database = Database::sqlite();
+        let service = Service::start_under(umask, &[("DATABASE_URL", &database.url)]);
+        service.wait_until_ready_is(200).await;
+        database.assert_private();
     }
 }
 
@@ -74,7 +78,7 @@ async fn sixty_four_writers_and_their_readers_never_find_sqlite_locked() {
     let app = TestApp::with(&database, options).await;
     let (writer, reader) = (app.account(Plan::Enterprise).await.1, app.account(Plan::Enterprise).await.1);
     let (done, refused) = (AtomicBool::new(false), AtomicU64::new(0));
-    let until = Instant::now() + Duration::from_secs(4);
+    let until = Instant::now() + Duration::from_secs(if is_long() { 60 } else { 4 });
 
     let writers = async {
         let times = join_all((0..64).map(async |_| {
@@ -109,7 +113,8 @@ async fn sixty_four_writers_and_their_readers_never_find_sqlite_locked() {
     times.sort_unstable();
     let p99 = times[times.len() * 99 / 100];
     eprintln!("{} creates, p99 {p99:?}; {} reads", times.len(), reads.iter().sum::<u32>());
-    assert!(times.len() > 64 && p99 < Duration::from_secs(2), "{p99:?}");
+    // Nothing takes longer than the bound of the store, however slow the disk is.
+    assert!(times.len() > 64 && p99 < Duration::from_millis(3_500), "{p99:?}");
     // A slow disk may make the line too long. Nobody who stood in it found the file locked.
     assert_eq!(refused.into_inner(), app.store.connections().refused);
     let list = app.send(crate::support::request(Method::GET, KEYS, &writer)).await;

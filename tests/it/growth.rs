@@ -7,30 +7,34 @@ use futures_util::future::join_all;
 use momail_api_keys::account::Plan;
 use momail_api_keys::secret::Prefix;
 use serde_json::json;
-use tokio::time::sleep;
+use sqlx::postgres::PgListener;
+use tokio::time::{sleep, timeout};
 
-use crate::support::{Connection, Database, Service, TestApp, json_request, request, unlimited};
+use crate::support::{Connection, Database, Service, TestApp, is_long, json_request, request, unlimited};
 
 const KEYS: &str = "/v1/api-keys";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Gives all accounts that there are so many more keys, without the work of counting them one by one.
-async fn add_keys(database: &Database, number: u32) {
+/// Gives the newest account so many more keys, without the work of counting them one by one. Their prefixes are numbers, from
+/// `first` on.
+async fn add_keys(database: &Database, first: u32, number: u32) {
+    let last = first + number - 1;
     let sql = format!(
         "begin;
          alter table api_keys disable trigger user;
          create temporary table made on commit drop as
              select gen_random_uuid() as id, lpad(n::text, 8, '0') as prefix, a.id as account_id
-             from generate_series(1, {number}) n cross join accounts a;
+             from generate_series({first}, {last}) n cross join (select id from accounts order by id desc limit 1) a;
          insert into api_keys (id, account_id, name, created_at) select id, account_id, 'many', now() from made;
          insert into key_secrets (prefix, key_id, hash, created_at)
              select prefix, id, sha256(prefix::bytea), now() from made;
-         update accounts set live_keys = live_keys + {number};
+         update accounts set live_keys = live_keys + {number} where id in (select account_id from made);
          alter table api_keys enable trigger user;
-         commit;
-         analyze"
+         commit"
     );
     database.sql(&sql).await;
+    // In a session of its own: it takes no transaction.
+    database.sql("vacuum analyze").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,7 +42,7 @@ async fn among_a_hundred_thousand_keys_each_is_found_through_an_index() {
     let database = Database::postgres().await;
     let app = TestApp::on(&database).await;
     let owner = app.account(Plan::Pro).await.0;
-    add_keys(&database, 100_000).await;
+    add_keys(&database, 1, 100_000).await;
     let other = app.account(Plan::Pro).await.0;
     app.store.close();
     let scans = async |kind: &str| {
@@ -75,7 +79,7 @@ async fn among_a_hundred_thousand_keys_each_is_found_through_an_index() {
 async fn ten_thousand_keys_are_revoked_by_one_statement() {
     let database = Database::postgres().await;
     let key = Service::create_account(&database.url, "enterprise");
-    add_keys(&database, 10_000).await;
+    add_keys(&database, 1, 10_000).await;
     let service = Service::start(&[&unlimited(&database.url)[..], &[("MOMAIL_AUTH__CACHE", "lease")]].concat());
     service.wait_until_ready_is(200).await;
     for _ in 0..5 {
@@ -129,4 +133,73 @@ async fn a_replica_that_starts_under_load_reads_each_key_once() {
         assert!(reads <= f64::from(most), "{reads} reads");
         assert!(times[CLIENTS - 1] < Duration::from_secs(5), "{times:?}");
     }
+}
+
+/// An account of a thousand keys, among so many others.
+async fn thousand_keys(database: &Database, others: u32) -> (TestApp, String) {
+    let app = TestApp::on(database).await;
+    if others > 0 {
+        app.account(Plan::Enterprise).await;
+        add_keys(database, 1_001, others).await;
+    }
+    let key = app.account(Plan::Enterprise).await.1;
+    add_keys(database, 1, 1_000).await;
+    (app, key)
+}
+
+/// How long a look-up of any key takes, and a page of the account's list: a quick one and the slowest of a hundred.
+async fn times(app: &TestApp, key: &str, keys: u32) -> [(Duration, Duration); 2] {
+    let (mut finds, mut pages) = (Vec::new(), Vec::new());
+    for _ in 0..if is_long() { 1_000 } else { 100 } {
+        let prefix = Prefix::parse(&format!("{:08}", rand::random_range(1..=keys))).unwrap();
+        let began = Instant::now();
+        assert!(app.store.find_credential(prefix).await.unwrap().is_some());
+        finds.push(began.elapsed());
+        let began = Instant::now();
+        let page = app.get(&format!("{KEYS}?limit=20&offset={}", rand::random_range(0..900)), key).await;
+        assert_eq!(page.body["data"].as_array().unwrap().len(), 20);
+        pages.push(began.elapsed());
+    }
+    [finds, pages].map(|mut times| {
+        times.sort_unstable();
+        (times[times.len() / 10], times[times.len() * 99 / 100])
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn among_very_many_keys_look_ups_and_pages_take_as_long_as_among_few() {
+    let others = if is_long() { 999_000 } else { 49_000 };
+    let (few, many) = (Database::postgres().await, Database::postgres().await);
+    let ((app, key), (large_app, large_key)) = (thousand_keys(&few, 0).await, thousand_keys(&many, others).await);
+    let among_few = times(&app, &key, 1_000).await;
+    let among_many = times(&large_app, &large_key, 1_000 + others).await;
+    for (what, (few, few_slow), (many, many_slow)) in
+        [("look-up", among_few[0], among_many[0]), ("page", among_few[1], among_many[1])]
+    {
+        eprintln!(
+            "{what}: {few:?} (p99 {few_slow:?}) among 1,000, {many:?} (p99 {many_slow:?}) among {}",
+            1_000 + others
+        );
+        // The slow ones say more of a busy machine than of the number of keys.
+        assert!(many < 3 * few, "{what}: {few:?} among few, {many:?} among many");
+    }
+}
+
+/// Changes are told of while the writers hold the counter, so making keys must be none, and many at once are told of once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn making_keys_is_not_announced_and_many_changes_are_announced_once() {
+    let database = Database::postgres().await;
+    let app = TestApp::on(&database).await;
+    let key = app.account(Plan::Enterprise).await.1;
+    let mut listener = PgListener::connect(&database.url).await.unwrap();
+    listener.listen("changes").await.unwrap();
+    let began = Instant::now();
+    join_all((0..200).map(|_| app.create(&key, json!({ "name": "quiet" })))).await;
+    eprintln!("200 keys were made in {:?}", began.elapsed());
+    add_keys(&database, 1, 10_000).await;
+    database.sql("update api_keys set revoked_at = now()").await;
+    let heard = timeout(PATIENCE, listener.recv()).await.unwrap().unwrap();
+    assert!(heard.payload().len() <= 100);
+    let again = timeout(Duration::from_millis(300), listener.recv()).await;
+    assert!(again.is_err(), "{again:?}");
 }

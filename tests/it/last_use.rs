@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Database, Options, PrivatePostgres, TestApp, on_both_stores};
+use crate::support::{Database, Options, PrivatePostgres, TestApp, is_long, on_both_stores};
 
 on_both_stores!(
     a_key_in_constant_use_is_shown_to_the_second_and_written_twice,
@@ -74,7 +74,8 @@ async fn a_key_in_constant_use_is_shown_to_the_second_and_written_twice(database
     app.write_last_used();
 
     let newest_use = AtomicI64::new(0);
-    let until = Instant::now() + Duration::from_secs(5);
+    let minutes = if is_long() { 2 } else { 0 };
+    let until = Instant::now() + Duration::from_secs(60 * minutes + 5);
     let busy_clients = join_all((0..4).map(async |_| {
         let mut uses = 0;
         while Instant::now() < until {
@@ -98,10 +99,12 @@ async fn a_key_in_constant_use_is_shown_to_the_second_and_written_twice(database
         looks
     };
     let (uses, looked) = tokio::join!(busy_clients, looks);
-    eprintln!("{} uses, {looked} looks", uses.iter().sum::<u32>());
+    let uses = uses.iter().sum::<u32>();
+    eprintln!("{uses} uses, {} a second; {looked} looks", u64::from(uses) / (60 * minutes + 5));
     let writes = format!("select count(*) from writes where prefix = '{}'", prefix(&busy));
     let writes_in_use = database.number(&writes).await;
-    assert!((1..=2).contains(&writes_in_use), "{writes_in_use} writes");
+    // The first at once, and one each minute; on a busy machine the pauses between the uses may look like a rest.
+    assert!((1..=2 + i64::try_from(minutes).unwrap()).contains(&writes_in_use), "{writes_in_use} writes");
 
     // Come to rest, the last use is written as it was shown all the time, and stays.
     let last = shown(&app, &account_key, "busy").await;
@@ -112,7 +115,8 @@ async fn a_key_in_constant_use_is_shown_to_the_second_and_written_twice(database
         sleep(Duration::from_millis(20)).await;
     }
     app.flush_last_used().await;
-    assert_eq!(database.number(&writes).await, 2, "the first use and the last");
+    let expected = 2 + i64::try_from(minutes).unwrap();
+    assert_eq!(database.number(&writes).await, expected, "the first use, one each minute, and the last");
     assert_eq!(shown(&replica(&database).await, &account_key, "busy").await, last, "on another replica");
 }
 

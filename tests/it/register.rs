@@ -143,7 +143,7 @@ async fn a_process_that_wakes_up_does_not_believe_its_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_was_killed_is_waited_for_no_longer_than_a_lease() {
     let mut register = Register::start().await;
-    for n in rounds(3, 20) {
+    for n in rounds(3, 100) {
         let key = register.issue().await;
         let revoke = async || {
             register.cluster.replicas[1].signal("KILL");

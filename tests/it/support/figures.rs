@@ -7,7 +7,7 @@ use super::Service;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings under which no test meets a limit by accident.
-const UNLIMITED: [(&str, &str); 5] = [
+pub(super) const UNLIMITED: [(&str, &str); 5] = [
     ("MOMAIL_PLANS__PRO__PER_MINUTE", "0"),
     ("MOMAIL_PLANS__PRO__PER_HOUR", "0"),
     ("MOMAIL_PLANS__PRO__PER_DAY", "0"),

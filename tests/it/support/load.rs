@@ -1,5 +1,6 @@
 //! Clients that create, list and revoke keys all the time, and remember what they were promised.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -11,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Connection, Database, Reply, TestApp, json_request, request};
+use super::{Connection, Database, Ledger, Reply, TestApp, json_request, request};
 
 const KEYS: &str = "/v1/api-keys";
 /// Far longer than any answer may take.
@@ -68,16 +69,16 @@ impl Event {
 
 /// A key, as its creator was told.
 #[derive(Clone)]
-struct Made {
-    id: String,
-    key: String,
+pub(crate) struct Made {
+    pub(crate) id: String,
+    pub(crate) key: String,
 }
 
 /// What the service has acknowledged. Keys whose revocation got no answer are in neither list.
 #[derive(Default)]
 pub(crate) struct Promises {
-    created: Vec<Made>,
-    revoked: Vec<Made>,
+    pub(crate) created: Vec<Made>,
+    pub(crate) revoked: Vec<Made>,
     pub(crate) events: Vec<Event>,
 }
 
@@ -85,6 +86,15 @@ impl Promises {
     /// How many creations and revocations were acknowledged.
     pub(crate) fn count(&self) -> (usize, usize) {
         (self.created.len() + self.revoked.len(), self.revoked.len())
+    }
+
+    /// Takes up a line of a [`Ledger`].
+    pub(super) fn note(&mut self, what: &str, made: Made) {
+        match what {
+            "created" => self.created.push(made),
+            "revoking" => self.created.retain(|created| created.id != made.id),
+            _ => self.revoked.push(made),
+        }
     }
 
     pub(crate) fn add(&mut self, other: Self) {
@@ -114,6 +124,15 @@ pub(crate) struct Load {
 impl Load {
     /// Each client rests for `pause` after each answer.
     pub(crate) fn start(address: &str, keys: &[String], pause: Duration) -> Self {
+        Self::written_to(None, address, keys, pause)
+    }
+
+    /// The same, and each client writes down what it was told before it goes on.
+    pub(crate) fn on_record(ledger: &Arc<Ledger>, address: &str, keys: &[String], pause: Duration) -> Self {
+        Self::written_to(Some(ledger), address, keys, pause)
+    }
+
+    fn written_to(ledger: Option<&Arc<Ledger>>, address: &str, keys: &[String], pause: Duration) -> Self {
         let stop = CancellationToken::new();
         let clients = keys.iter().map(|key| {
             let client = Client {
@@ -121,6 +140,7 @@ impl Load {
                 key: key.clone(),
                 connection: None,
                 promises: Promises::default(),
+                ledger: ledger.cloned(),
             };
             tokio::spawn(client.run(pause, stop.clone()))
         });
@@ -142,6 +162,7 @@ struct Client {
     key: String,
     connection: Option<Connection>,
     promises: Promises,
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl Client {
@@ -165,14 +186,28 @@ impl Client {
         let body = json!({ "name": name }).to_string();
         if let Some(reply) = self.ask(json_request(Method::POST, KEYS, &self.key, body), 201).await {
             let text = |member: &str| reply.body["data"][member].as_str().unwrap().to_owned();
-            self.promises.created.push(Made { id: text("keyId"), key: text("apiKey") });
+            let made = Made { id: text("keyId"), key: text("apiKey") };
+            self.write("created", &made);
+            self.promises.created.push(made);
+        }
+    }
+
+    fn write(&self, what: &str, made: &Made) {
+        if let Some(ledger) = &self.ledger {
+            ledger.write(what, made);
         }
     }
 
     async fn revoke(&mut self) {
-        let Some(made) = self.promises.created.pop() else { return };
+        if self.promises.created.is_empty() {
+            return;
+        }
+        let any = rand::random_range(0..self.promises.created.len());
+        let made = self.promises.created.swap_remove(any);
         let path = format!("{KEYS}/{}", made.id);
+        self.write("revoking", &made);
         if self.ask(request(Method::DELETE, &path, &self.key), 200).await.is_some() {
+            self.write("revoked", &made);
             self.promises.revoked.push(made);
         }
     }

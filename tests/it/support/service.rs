@@ -62,7 +62,7 @@ impl Service {
 
     /// The same of another build.
     pub(crate) fn start_of(program: &Path, settings: &[(&str, &str)]) -> Self {
-        let mut service = Self::spawn_of(Self::command_of(program), settings);
+        let mut service = Self::spawn_as(Self::command_of(program), settings);
         service.wait_until_it_listens();
         service
     }
@@ -71,17 +71,23 @@ impl Service {
     pub(crate) fn start_within(surroundings: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut command = Self::command_of(Path::new(surroundings[0]));
         command.args(&surroundings[1..]).arg(Self::program());
-        let mut service = Self::spawn_of(command, settings);
+        let mut service = Self::spawn_as(command, settings);
         service.wait_until_it_listens();
         service
     }
 
-    /// Starts a replica without waiting for anything.
-    pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
-        Self::spawn_of(Self::command(), settings)
+    /// The same under another umask than that of the tests.
+    pub(crate) fn start_under(umask: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_within(&["/bin/sh", "-c", &format!("umask {umask} && exec \"$0\"")], settings)
     }
 
-    fn spawn_of(mut command: Command, settings: &[(&str, &str)]) -> Self {
+    /// Starts a replica without waiting for anything.
+    pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
+        Self::spawn_as(Self::command(), settings)
+    }
+
+    /// The same by a command that becomes the program.
+    pub(super) fn spawn_as(mut command: Command, settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name| File::create(directory.path().join(name)).unwrap();
         let child = command
