@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::time::{Instant, sleep_until};
 
 use super::App;
 use super::client::client_address;
@@ -27,6 +28,10 @@ const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
+
+/// A guess is refused after this time, whether there is a key with its prefix or not: to find one in memory, or in the database,
+/// takes another time than to find none. It is longer than a look-up takes in a database that is well.
+const GUESSES_TAKE: Duration = Duration::from_millis(5);
 
 /// Left on the answer for the log: whose key it was, or seemed to be.
 #[derive(Clone, Copy)]
@@ -109,13 +114,20 @@ async fn authenticate(
     presented: Result<&[u8], Denial>,
     share: Share,
 ) -> Result<Caller, Response> {
+    let began = Instant::now();
     let outcome = match presented {
         Ok(text) => app.auth.authenticate(text, share).await,
         Err(denial) => Err(AuthError::Denied(denial)),
     };
     match outcome {
         Ok(caller) => Ok(caller),
-        Err(AuthError::Denied(denial)) => Err(refuse(app, head, denial, presented.ok())),
+        Err(AuthError::Denied(denial)) => {
+            let refusal = refuse(app, head, denial, presented.ok());
+            if matches!(denial, Denial::Unknown | Denial::WrongSecret) {
+                sleep_until(began + GUESSES_TAKE).await;
+            }
+            Err(refusal)
+        }
         Err(AuthError::Store(error)) => Err(ApiError::from(error).into_response()),
     }
 }

@@ -20,6 +20,7 @@ mod redis;
 mod register;
 mod relay;
 mod service;
+mod statistics;
 
 pub(crate) use self::app::{Options, TestApp};
 pub(crate) use self::browser::Site;
@@ -38,6 +39,7 @@ pub(crate) use self::redis::PrivateRedis;
 pub(crate) use self::register::{Client, Doomed, Register, Round, Through};
 pub(crate) use self::relay::Relay;
 pub(crate) use self::service::Service;
+pub(crate) use self::statistics::{mann_whitney, median};
 
 /// Makes of each function two tests: one on SQLite, one on PostgreSQL. Each is given a database of its own.
 ///
