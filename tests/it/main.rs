@@ -21,6 +21,8 @@ mod gateways;
 mod growth;
 mod handbook;
 mod held_bodies;
+mod hostile;
+mod isolation;
 mod keys;
 mod last_use;
 mod life;
