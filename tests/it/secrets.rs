@@ -125,6 +125,7 @@ async fn no_log_metric_answer_or_store_holds_a_secret(database: Database) {
 
     let logs = service.logs();
     assert!(logs.contains(&key[3..11]), "the prefix may be seen, or nothing is");
+    assert!(logs.contains("\"given\":\"REDIS_URL, RUST_LOG"), "what was set is said: {logs}");
     let stored = dump(&database);
     assert!(String::from_utf8_lossy(&stored).contains(&key[3..11]), "the prefix is stored, or nothing was read");
     let counted = everything_in(&redis);
