@@ -105,7 +105,7 @@ fn shown_secret_in(bytes: &[u8]) -> Option<(usize, usize)> {
 fn spellings(secret: &str) -> Vec<String> {
     let bytes = secret.as_bytes();
     let decimal = bytes.iter().map(u8::to_string).collect::<Vec<_>>();
-    let hexadecimal: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hexadecimal = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     let mut spellings = vec![
         secret.to_owned(),
         secret.to_ascii_uppercase(),
