@@ -3,10 +3,11 @@
 //! A line that went through the log's general machinery would cost more than the rest of a request answered from memory.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,9 @@ use crate::secret::Prefix;
 const WRITE_EVERY: Duration = Duration::from_millis(100);
 /// Whoever reads the log may be slow; requests are not held up for it, and lines beyond this are counted instead of kept.
 const MAX_BUFFERED: usize = 4 << 20;
+/// Refusals that are written in a second. With the line that says how many were left out, a flood of bad keys costs a hundred.
+const MAX_REFUSALS: u32 = 99;
+const REFUSALS_ARE_COUNTED_FOR: Duration = Duration::from_secs(1);
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +39,16 @@ pub(crate) struct Line<'a> {
     pub(crate) status: u16,
     pub(crate) took: Duration,
     pub(crate) request_id: &'a [u8],
+    /// Whose key it was, or seemed to be.
     pub(crate) key: Option<Prefix>,
+    pub(crate) refused: Option<Refused>,
+}
+
+/// Why a key did not open anything, and where it came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    pub(crate) why: &'static str,
+    pub(crate) client: IpAddr,
 }
 
 /// The lines that are to be written.
@@ -50,6 +63,16 @@ pub struct AccessLog {
 struct Buffer {
     lines: Vec<u8>,
     is_closed: bool,
+    refusals: Refusals,
+}
+
+/// How many refusals there were lately.
+#[derive(Default)]
+struct Refusals {
+    since: Option<Instant>,
+    count: u32,
+    /// The last of those that were not written.
+    left_out_at: DateTime<Utc>,
 }
 
 /// The thread that writes to standard error. Dropped, it writes what is left.
@@ -86,6 +109,9 @@ impl AccessLog {
             return;
         }
         let mut buffer = self.buffer();
+        if line.is_refusal() && !self.may_be_written(&mut buffer, line.at) {
+            return;
+        }
         if buffer.lines.len() > MAX_BUFFERED {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -96,6 +122,28 @@ impl AccessLog {
         }
     }
 
+    /// Counts a refusal, and says whether there is room for it.
+    fn may_be_written(&self, buffer: &mut Buffer, at: DateTime<Utc>) -> bool {
+        self.end_count(buffer, false);
+        let refusals = &mut buffer.refusals;
+        refusals.since.get_or_insert_with(Instant::now);
+        refusals.count += 1;
+        refusals.left_out_at = at;
+        refusals.count <= MAX_REFUSALS
+    }
+
+    /// Says at the end of a second, or of all, how many refusals were left out of it.
+    fn end_count(&self, buffer: &mut Buffer, is_last: bool) {
+        if !is_last && buffer.refusals.since.is_none_or(|since| since.elapsed() < REFUSALS_ARE_COUNTED_FOR) {
+            return;
+        }
+        let refusals = std::mem::take(&mut buffer.refusals);
+        let left_out = refusals.count.saturating_sub(MAX_REFUSALS);
+        if left_out > 0 {
+            push_left_out(&mut buffer.lines, self.form, refusals.left_out_at, left_out);
+        }
+    }
+
     fn run(&self) {
         let mut lines = Vec::new();
         let mut buffer = self.buffer();
@@ -103,6 +151,7 @@ impl AccessLog {
             #[cfg(feature = "flawed")]
             crate::tasks::flaw::panic_if_told(crate::tasks::Part::AccessLog);
             let is_closed = buffer.is_closed;
+            self.end_count(&mut buffer, is_closed);
             std::mem::swap(&mut lines, &mut buffer.lines);
             drop(buffer);
             // There is nobody left to tell that the log cannot be written.
@@ -139,6 +188,11 @@ impl Drop for Writer {
 }
 
 impl Line<'_> {
+    /// Whether anybody could bring about any number of these.
+    fn is_refusal(&self) -> bool {
+        self.refused.is_some() || self.key.is_none() && (400..500).contains(&self.status)
+    }
+
     fn push_json(&self, text: &mut Vec<u8>) {
         text.extend_from_slice(b"{\"timestamp\":\"");
         push_timestamp(text, self.at);
@@ -155,6 +209,9 @@ impl Line<'_> {
         if let Some(prefix) = self.key {
             text.extend_from_slice(b"\",\"key_prefix\":\"");
             text.extend_from_slice(prefix.as_str().as_bytes());
+        }
+        if let Some(Refused { why, client }) = self.refused {
+            let _ = write!(text, "\",\"refused\":\"{why}\",\"client\":\"{client}");
         }
         text.extend_from_slice(b"\"}\n");
     }
@@ -175,7 +232,22 @@ impl Line<'_> {
             text.extend_from_slice(b" key_prefix=");
             text.extend_from_slice(prefix.as_str().as_bytes());
         }
+        if let Some(Refused { why, client }) = self.refused {
+            let _ = write!(text, " refused={why} client={client}");
+        }
         text.push(b'\n');
+    }
+}
+
+fn push_left_out(text: &mut Vec<u8>, form: Form, at: DateTime<Utc>, count: u32) {
+    const WORDS: &str = "refusals left out";
+    if form == Form::Json {
+        text.extend_from_slice(b"{\"timestamp\":\"");
+        push_timestamp(text, at);
+        let _ = writeln!(text, "\",\"level\":\"WARN\",\"message\":\"{WORDS}\",\"count\":{count}}}");
+    } else {
+        push_timestamp(text, at);
+        let _ = writeln!(text, "  WARN {WORDS} count={count}");
     }
 }
 
@@ -216,7 +288,20 @@ mod tests {
             took: Duration::from_micros(1_234),
             request_id: b"abc",
             key: Prefix::parse("a1b2c3d4"),
+            refused: None,
         }
+    }
+
+    fn refusal() -> Line<'static> {
+        Line {
+            status: 401,
+            refused: Some(Refused { why: "wrong_secret", client: "192.0.2.1".parse().unwrap() }),
+            ..line()
+        }
+    }
+
+    fn lines(log: &AccessLog) -> Vec<String> {
+        std::str::from_utf8(&log.buffer().lines).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
@@ -238,6 +323,44 @@ mod tests {
         line.push_human(&mut text);
         let expected = "2024-01-05T03:07:09.042Z  INFO 200 GET /v1/api-keys 0µs id=abc\n";
         assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_to_whom() {
+        let mut text = Vec::new();
+        refusal().push_json(&mut text);
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let said = ["status", "key_prefix", "refused", "client"].map(|member| json[member].to_string());
+        assert_eq!(said, ["401", "\"a1b2c3d4\"", "\"wrong_secret\"", "\"192.0.2.1\""]);
+        text.clear();
+        Line { key: None, ..refusal() }.push_human(&mut text);
+        let expected =
+            "2024-01-05T03:07:09.042Z  INFO 401 GET /v1/api-keys 1234µs id=abc refused=wrong_secret client=192.0.2.1\n";
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn of_a_flood_of_refusals_a_hundred_lines_are_written_each_second() {
+        let log = AccessLog::new(Form::Json);
+        for _ in 0..1_000 {
+            log.line(&refusal());
+        }
+        log.line(&line());
+        assert_eq!(lines(&log).len(), 100, "whoever is let in is written all the same");
+        let earlier = Instant::now().checked_sub(REFUSALS_ARE_COUNTED_FOR);
+        log.buffer().refusals.since = earlier;
+        log.line(&refusal());
+        let said = [100, 101].map(|n| serde_json::from_str::<serde_json::Value>(&lines(&log)[n]).unwrap());
+        assert_eq!((&said[0]["message"], &said[0]["count"]), (&"refusals left out".into(), &901.into()));
+        assert_eq!(said[1]["refused"], "wrong_secret", "a new second has room again");
+        assert_eq!(lines(&log).len(), 102);
+
+        let log = AccessLog::new(Form::Human);
+        for _ in 0..101 {
+            log.line(&Line { key: None, status: 404, refused: None, ..line() });
+        }
+        log.end_count(&mut log.buffer(), true);
+        assert_eq!(lines(&log)[99], "2024-01-05T03:07:09.042Z  WARN refusals left out count=2");
     }
 
     #[test]

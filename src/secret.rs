@@ -2,6 +2,7 @@
 //!
 //! It must not know of databases, accounts or HTTP. Nothing here prints the 32 characters after the prefix.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use rand::TryRng;
@@ -111,6 +112,16 @@ pub fn has_shape(text: &[u8]) -> bool {
 /// Whether a text that is about to be logged, stored or answered holds what looks like a key.
 pub fn appears_in(text: &[u8]) -> bool {
     text.windows(LEN).any(has_shape)
+}
+
+/// The same text with each key in it masked, for whoever must repeat what was typed.
+pub fn mask_in(text: &str) -> Cow<'_, str> {
+    let mut text = Cow::Borrowed(text);
+    while let Some(at) = text.as_bytes().windows(LEN).position(has_shape) {
+        let prefix = Prefix::parse(&text[at + PREFIX_AT..at + SEPARATOR_AT]).expect("it has a key's shape");
+        text.to_mut().replace_range(at..at + LEN, &prefix.masked());
+    }
+    text
 }
 
 impl Prefix {
@@ -318,6 +329,21 @@ mod tests {
         let shown = format!("{secret:?}");
         assert_eq!(shown, format!("Secret(mk_{}_***)", secret.prefix()));
         assert!(!shown.contains(&secret.expose()[RANDOM_AT..]));
+    }
+
+    #[test]
+    fn what_is_repeated_shows_no_more_than_a_list_does() {
+        let one = Secret::generate(&mut SysRng).unwrap();
+        let (text, masked) = (one.expose(), one.prefix().masked());
+        for (typed, expected) in [
+            ("é --name x".to_owned(), "é --name x".to_owned()),
+            (text.to_owned(), masked.clone()),
+            (format!("é '{text}'{text}é"), format!("é '{masked}'{masked}é")),
+            (format!("mk_mk_{text}00"), format!("mk_mk_{masked}00")),
+            (text[..LEN - 1].to_owned(), text[..LEN - 1].to_owned()),
+        ] {
+            assert_eq!(mask_in(&typed), expected);
+        }
     }
 
     #[test]

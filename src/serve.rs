@@ -57,7 +57,7 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     tasks.spawn(Part::Upkeep, prune(app.clone(), upkeep, stop.gently.clone()));
     let migrated = Arc::new(Notify::new());
     let mut background = background(&app, last_used, &clock, &flush, &migrated);
-    tracing::info!(store = %config.store.url, "starting");
+    tracing::info!(store = %config.store.url, given = config.given.join(", "), "starting");
     if config.redis.is_none() {
         tracing::info!("limits are counted by each replica for itself; REDIS_URL lets replicas share them");
     }

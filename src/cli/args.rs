@@ -16,7 +16,7 @@ use crate::key::{Expiry, Grace, InvalidGrace, KeyName, Lifetime};
 /// then DATABASE_URL, REDIS_URL and RUST_LOG from the environment change them.
 #[derive(Debug, Parser)]
 #[command(name = "momail-api-keys", version, max_term_width = 100, arg_required_else_help = false)]
-pub struct Cli {
+pub(super) struct Cli {
     /// A file with settings, in the form of config/default.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,

@@ -5,22 +5,40 @@ mod healthcheck;
 mod operator;
 mod output;
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::Parser;
 use tokio::runtime::Runtime;
 
-pub use self::args::Cli;
-use self::args::Command;
+use self::args::{Cli, Command};
 use self::operator::Operator;
-use self::output::{complain, say};
+use self::output::{complain, say, say_error};
 use crate::config::Config;
 use crate::store::Store;
-use crate::{http, serve, telemetry};
+use crate::{http, secret, serve, telemetry};
 
-/// Runs the command and says how it ended: 0 done, 1 failed, 2 wrong usage or configuration.
-pub fn run(cli: Cli) -> ExitCode {
+/// Does what the command line says, and says how it ended: 0 done, 1 failed, 2 wrong usage or configuration.
+pub fn main() -> ExitCode {
+    let error = match Cli::try_parse() {
+        Ok(cli) => return run(cli),
+        Err(error) => error,
+    };
+    let text = error.render().to_string();
+    match secret::mask_in(&text) {
+        // Help, too, comes as an error.
+        Cow::Borrowed(_) => error.exit(),
+        // The parser repeats what was typed, in whose place somebody pasted a key.
+        Cow::Owned(masked) => {
+            eprint!("{masked}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> ExitCode {
     if matches!(cli.command, Some(Command::Openapi)) {
         return say(http::openapi_document().trim_end());
     }
@@ -33,7 +51,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let config = match Config::load(cli.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("error: {error}");
+            say_error(&error.to_string());
             return ExitCode::from(2);
         }
     };

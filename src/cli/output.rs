@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::account::Account;
 use crate::http::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, ShownUsage, View, timestamp};
 use crate::id::AccountId;
+use crate::secret;
 use crate::store::CreatedAccount;
 
 #[derive(Serialize)]
@@ -61,8 +62,13 @@ pub(super) fn complain(error: &anyhow::Error) -> ExitCode {
             if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
         },
     );
-    eprintln!("error: {text}");
+    say_error(&text);
     ExitCode::FAILURE
+}
+
+/// An error may repeat what was typed or set, and a key that was pasted there must not be repeated.
+pub(super) fn say_error(text: &str) {
+    eprintln!("error: {}", secret::mask_in(text));
 }
 
 fn say_json(value: &impl Serialize) -> ExitCode {

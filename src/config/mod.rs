@@ -48,6 +48,8 @@ pub struct Config {
     /// Whether forward auth lets OPTIONS through without a key.
     pub allow_options: bool,
     pub log: Log,
+    /// Where each setting was given that is not left to its default, for the log.
+    pub given: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,6 +164,7 @@ impl Settings {
             trusted_proxies: self.networks("proxies.trusted")?,
             allow_options: self.boolean("gateway.allow_options")?,
             log: Log { format: self.choice("log.format", &formats)?, filter: self.filter("log.filter")? },
+            given: self.given(),
         })
     }
 
@@ -288,6 +291,27 @@ mod tests {
         assert_eq!(config.store.url.to_string(), "postgres://a:***@usual:5432/b");
         assert_eq!(config.plans.free.per_hour, 0);
         assert_eq!(config.trusted_proxies.len(), 2);
+        let variables: Vec<_> = config.given.iter().filter(|origin| !origin.contains(' ')).collect();
+        let expected = [
+            "MOMAIL_PLANS__FREE__PER_HOUR",
+            "MOMAIL_PROXIES__TRUSTED",
+            "MOMAIL_SERVER__DRAIN_DELAY_MS",
+            "MOMAIL_SERVER__INTERNAL_ADDR",
+            "DATABASE_URL",
+        ];
+        assert_eq!((config.given.len(), variables), (6, expected.map(str::to_owned).iter().collect()));
+    }
+
+    #[test]
+    fn however_the_settings_are_shown_no_password_is() {
+        let urls = ["postgres://a:canary@h/b", "postgresql://h/b?user=a&password=canary", "sqlite://a.db?x=canary"];
+        for url in urls.into_iter().filter(|url| url.parse::<StoreUrl>().is_ok()) {
+            let redis = "redis://a:canary@h:1/2";
+            let config = load(None, &[("DATABASE_URL", url), ("REDIS_URL", redis)]).unwrap();
+            let Config { store, redis, .. } = &config;
+            let shown = format!("{config:?} {config:#?} {} {}", store.url, redis.as_ref().unwrap().url);
+            assert!(shown.contains("h:1/2") && !shown.contains("canary"), "{shown}");
+        }
     }
 
     #[test]

@@ -92,6 +92,12 @@ impl Settings {
         Err(ConfigError::Unknown { origin: variable.to_owned(), hint })
     }
 
+    /// The origins of what is not left to its default.
+    pub(super) fn given(&self) -> Vec<String> {
+        let given = self.0.iter().filter(|(name, setting)| setting.origin != **name);
+        given.map(|(_, setting)| setting.origin.clone()).collect()
+    }
+
     pub(super) fn value(&self, name: &str) -> &Value {
         &self.0[name].value
     }

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use super::error::{self, ApiError};
 use super::guard::CalledBy;
 use super::{App, ROUTES, cors, verify};
-use crate::access_log::Line;
+use crate::access_log::{Line, Refused};
 use crate::digits::hexadecimal;
 use crate::metrics::METHODS;
 use crate::secret;
@@ -73,7 +73,9 @@ pub(super) async fn exchange(State(app): State<App>, mut request: Request, next:
     app.metrics.request(route_place, method_place, status, took);
     if tracing::enabled!(tracing::Level::INFO) {
         let key = response.extensions().get::<CalledBy>().map(|by| by.0);
-        app.access_log.line(&Line { at: app.clock.now(), method, route, status, took, request_id: id.as_bytes(), key });
+        let refused = response.extensions().get::<Refused>().copied();
+        let (at, request_id) = (app.clock.now(), id.as_bytes());
+        app.access_log.line(&Line { at, method, route, status, took, request_id, key, refused });
     }
 
     let headers = response.headers_mut();

@@ -1,5 +1,7 @@
 //! The way in to `/v1`: who is calling, may that key go on now, and the headers that say how far.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -7,16 +9,18 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::time::{Instant, sleep_until};
 
 use super::App;
 use super::client::client_address;
 use super::error::ApiError;
+use crate::access_log::Refused;
 use crate::account::{Allowance, Plan};
 use crate::auth::{AuthError, Caller, Denial, Share};
 use crate::digits::push_decimal;
 use crate::limit::{Decision, Quota, Window};
 use crate::permission::Permissions;
-use crate::secret::{self, Prefix};
+use crate::secret::{self, Prefix, Secret};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -25,7 +29,11 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
 
-/// Left on the answer for the log: whose key it was.
+/// A guess is refused after this time, whether there is a key with its prefix or not: to find one in memory, or in the database,
+/// takes another time than to find none. It is longer than a look-up takes in a database that is well.
+const GUESSES_TAKE: Duration = Duration::from_millis(5);
+
+/// Left on the answer for the log: whose key it was, or seemed to be.
 #[derive(Clone, Copy)]
 pub(super) struct CalledBy(pub(super) Prefix);
 
@@ -74,7 +82,7 @@ pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Deni
     }
     let caller = match authenticate(app, head, presented, share).await {
         Ok(caller) => caller,
-        Err(refusal) => return Admission::Refused(refusal.into_response()),
+        Err(refusal) => return Admission::Refused(refusal),
     };
     let plan = caller.plan();
     match app.limiter.check(caller.key_id(), plan).await {
@@ -84,6 +92,8 @@ pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Deni
             app.last_used.refuse(caller.prefix(), app.clock.now());
             let retry_after = whole_seconds(wait);
             let mut response = ApiError::RateLimited { quota, retry_after }.into_response();
+            let client = client_address(head, &app.trusted_proxies);
+            response.extensions_mut().insert(Refused { why: "rate_limit", client });
             mark(app, &caller, Some(quota), &mut response);
             Admission::Refused(response)
         }
@@ -103,22 +113,41 @@ async fn authenticate(
     head: &Parts,
     presented: Result<&[u8], Denial>,
     share: Share,
-) -> Result<Caller, ApiError> {
+) -> Result<Caller, Response> {
+    let began = Instant::now();
     let outcome = match presented {
         Ok(text) => app.auth.authenticate(text, share).await,
         Err(denial) => Err(AuthError::Denied(denial)),
     };
-    if let Err(AuthError::Denied(denial)) = &outcome {
-        app.metrics.failed_key(denial.as_str());
-        // Nobody guesses keys by sending none.
-        if *denial != Denial::Missing {
-            let client = client_address(head, &app.trusted_proxies);
-            if let Err((quota, wait)) = app.failed_keys.record(client) {
-                return Err(ApiError::TooManyFailures { quota, retry_after: whole_seconds(wait) });
+    match outcome {
+        Ok(caller) => Ok(caller),
+        Err(AuthError::Denied(denial)) => {
+            let refusal = refuse(app, head, denial, presented.ok());
+            if matches!(denial, Denial::Unknown | Denial::WrongSecret) {
+                sleep_until(began + GUESSES_TAKE).await;
             }
+            Err(refusal)
         }
+        Err(AuthError::Store(error)) => Err(ApiError::from(error).into_response()),
     }
-    outcome.map_err(ApiError::from)
+}
+
+/// Counts a key that opens nothing, and answers as is due, with what the log is to say of it.
+fn refuse(app: &App, head: &Parts, denial: Denial, presented: Option<&[u8]>) -> Response {
+    app.metrics.failed_key(denial.as_str());
+    let client = client_address(head, &app.trusted_proxies);
+    // Nobody guesses keys by sending none.
+    let counted = if denial == Denial::Missing { Ok(()) } else { app.failed_keys.record(client) };
+    let refusal = match counted {
+        Ok(()) => ApiError::from(AuthError::Denied(denial)),
+        Err((quota, wait)) => ApiError::TooManyFailures { quota, retry_after: whole_seconds(wait) },
+    };
+    let mut response = refusal.into_response();
+    response.extensions_mut().insert(Refused { why: denial.as_str(), client });
+    if let Some(prefix) = presented.and_then(|text| Some(Secret::parse(text).ok()?.prefix())) {
+        response.extensions_mut().insert(CalledBy(prefix));
+    }
+    response
 }
 
 /// The one key of a request. A key in the query string is refused even beside a good one: it is in somebody's log by now.
@@ -150,7 +179,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, Denial> {
 }
 
 /// Rounded up: who waits for so many seconds has waited long enough.
-fn whole_seconds(wait: std::time::Duration) -> u64 {
+fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0).max(u64::from(wait.is_zero()))
 }
 

@@ -4,15 +4,18 @@ use std::net::IpAddr;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request};
-use momail_api_keys::secret::Secret;
-use rand::rngs::SysRng;
+use momail_api_keys::auth::Share;
 use serde_json::{Value, json};
 
-use crate::support::{Database, Options, Reply, TestApp, on_both_stores, request};
+use crate::support::{
+    Database, Options, Reply, TestApp, is_long, on_both_stores, request, unknown_key, with_wrong_checksum,
+    with_wrong_secret,
+};
 
 on_both_stores!(
     every_bad_key_gets_the_same_answer_byte_for_byte,
     no_changed_or_invented_key_is_accepted,
+    of_very_many_forged_keys_none_is_accepted,
     a_key_counts_only_where_it_belongs,
     two_keys_are_none,
     every_documented_route_needs_a_key,
@@ -32,33 +35,6 @@ fn with_headers(headers: &[(&str, &str)]) -> Request<Body> {
     request
 }
 
-fn unknown_key() -> String {
-    Secret::generate(&mut SysRng).unwrap().expose().to_owned()
-}
-
-/// A key with the prefix of another and a right checksum: known, but with the wrong secret.
-fn with_wrong_secret(key: &str) -> String {
-    use rand::TryRng;
-    let prefix = key[3..11].to_owned();
-    loop {
-        // The checksum covers the prefix, so it has to be found anew.
-        let mut random = [0u8; 26];
-        SysRng.try_fill_bytes(&mut random).unwrap();
-        let random: String = random.iter().map(|byte| char::from(b'a' + byte % 26)).collect();
-        let body = format!("mk_{prefix}_{random}");
-        let mut rest = crc32fast::hash(body.as_bytes());
-        let mut digits = [0; 6];
-        for digit in digits.iter_mut().rev() {
-            *digit = b"0123456789abcdefghijklmnopqrstuvwxyz"[(rest % 36) as usize];
-            rest /= 36;
-        }
-        let text = body + std::str::from_utf8(&digits).unwrap();
-        if text != key {
-            return text;
-        }
-    }
-}
-
 fn without_request_id(headers: &HeaderMap) -> Vec<(String, String)> {
     let mut headers: Vec<_> = headers
         .iter()
@@ -76,7 +52,6 @@ async fn every_bad_key_gets_the_same_answer_byte_for_byte(database: Database) {
     let path = format!("{KEYS}/{}", revoked["keyId"].as_str().unwrap());
     assert_eq!(app.delete(&path, &key).await.status, 200);
 
-    let wrong_checksum = format!("{}{}", &key[..43], if key.ends_with('0') { '1' } else { '0' });
     let bad = [
         String::new(),
         "mk_".to_owned(),
@@ -85,7 +60,7 @@ async fn every_bad_key_gets_the_same_answer_byte_for_byte(database: Database) {
         key.to_uppercase(),
         format!("'{key}'"),
         key.replace('_', "%5F"),
-        wrong_checksum,
+        with_wrong_checksum(&key),
         unknown_key(),
         with_wrong_secret(&key),
         revoked["apiKey"].as_str().unwrap().to_owned(),
@@ -122,6 +97,25 @@ async fn no_changed_or_invented_key_is_accepted(database: Database) {
         assert!(is_refused(&with_wrong_secret(&key)).await);
     }
     assert_eq!(app.get(KEYS, &key).await.status, 200);
+}
+
+async fn of_very_many_forged_keys_none_is_accepted(database: Database) {
+    let app = TestApp::with(&database, Options::cached()).await;
+    let key = app.key().await;
+    let (forged, changed) = if is_long() { (1_000_000, 100_000) } else { (4_000, 4_000) };
+    let accepted = async |text: &str| app.app.auth.authenticate(text.as_bytes(), Share::Common).await.is_ok();
+    for n in 0..forged / 2 {
+        assert!(!accepted(&unknown_key()).await, "forged {n}");
+        assert!(!accepted(&with_wrong_secret(&key)).await, "forged {n} with a known prefix");
+    }
+    for n in 0..changed {
+        let mut text = key.clone().into_bytes();
+        let at = rand::random_range(0..text.len());
+        text[at] = rand::random_range(b' '..=b'~');
+        let text = String::from_utf8(text).unwrap();
+        assert!(text == key || !accepted(&text).await, "changed {n} at {at}");
+    }
+    assert!(accepted(&key).await);
 }
 
 async fn a_key_counts_only_where_it_belongs(database: Database) {

@@ -3,15 +3,20 @@
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
+use chrono::{TimeZone, Utc};
 use momail_api_keys::account::Plan;
 use momail_api_keys::clock::Clock;
 use momail_api_keys::store::StoreError;
 use serde_json::json;
 
-use crate::support::{Database, Options, TestApp, on_both_stores, request};
+use crate::support::{
+    Database, Options, TestApp, on_both_stores, request, unknown_key, with_wrong_checksum, with_wrong_secret,
+};
 
 on_both_stores!(
     a_key_in_memory_is_not_read_again,
+    a_bad_key_costs_one_look_at_the_database_and_one_that_cannot_be_a_key_none,
+    from_its_end_on_a_key_opens_nothing_on_any_replica_though_it_is_in_memory,
     a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out,
     an_operators_sql_is_heard_of_within_the_lease,
     a_change_of_very_many_keys_is_heard_of_as_one_of_all,
@@ -52,6 +57,55 @@ async fn a_key_in_memory_is_not_read_again(database: Database) {
     }
     let usage = app.app.auth.cache().unwrap().usage();
     assert!(usage.keys == 1 && usage.hits >= 40 && usage.misses <= 10, "{usage:?}");
+}
+
+async fn a_bad_key_costs_one_look_at_the_database_and_one_that_cannot_be_a_key_none(database: Database) {
+    let app = TestApp::with(&database, Options::cached()).await;
+    let key = app.key().await;
+    until_leased(&app).await;
+    assert_eq!(app.get(KEYS, &key).await.status, 200);
+    let looks = || app.app.auth.cache().unwrap().usage().misses;
+    let table = [
+        (String::new(), 0),
+        ("mk_nonsense".to_owned(), 0),
+        (with_wrong_checksum(&key), 0),
+        (with_wrong_checksum(&unknown_key()), 0),
+        (unknown_key(), 1),
+        (with_wrong_secret(&key), 0),
+    ];
+    for (bad, cost) in table {
+        let before = looks();
+        assert_eq!(app.get(KEYS, &bad).await.status, 401);
+        assert_eq!(looks() - before, cost, "{bad}");
+    }
+}
+
+async fn from_its_end_on_a_key_opens_nothing_on_any_replica_though_it_is_in_memory(database: Database) {
+    let clock = Clock::held(Utc.with_ymd_and_hms(2024, 1, 15, 12, 30, 0).unwrap());
+    let mut replicas = Vec::new();
+    for options in [Options::cached(), Options::default(), Options::cached()] {
+        replicas.push(TestApp::at(&database, options, clock.clone()).await);
+    }
+    let key = replicas[0].key().await;
+    let made = replicas[0].create(&key, json!({ "name": "short", "expirationDays": 1 })).await;
+    let text = made["apiKey"].as_str().unwrap();
+    clock.advance(Duration::from_secs(86_400) - Duration::from_millis(1));
+    for replica in &replicas {
+        if replica.app.auth.cache().is_some() {
+            until_leased(replica).await;
+        }
+        for _ in 0..2 {
+            assert_eq!(replica.get(KEYS, text).await.status, 200, "a millisecond before");
+        }
+    }
+    clock.advance(Duration::from_millis(1));
+    for replica in &replicas {
+        let reply = replica.get(KEYS, text).await;
+        assert_eq!((reply.status.as_u16(), reply.code()), (401, "UNAUTHORIZED"));
+        assert_eq!(reply.body["error"]["message"], "The API key expired at 2024-01-16T12:30:00.000Z.");
+    }
+    let usage = replicas[2].app.auth.cache().unwrap().usage();
+    assert!(usage.hits > 0 && !usage.lease_left.is_zero(), "it was judged from memory: {usage:?}");
 }
 
 async fn a_revoked_key_is_refused_by_every_replica_once_the_answer_is_out(database: Database) {

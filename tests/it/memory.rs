@@ -15,7 +15,8 @@ use crate::support::{RawConnection, Service};
 const MB: u64 = 1 << 20;
 /// Requests sent before their answers are read.
 const BATCH: usize = 100;
-const CONNECTIONS: usize = 4;
+/// Each guess takes its time, so that there must be many who guess.
+const CONNECTIONS: usize = 50;
 
 /// The `n`-th of the networks that an attacker has at hand: an IPv6 /64 each.
 fn address(n: usize) -> Ipv6Addr {
@@ -48,11 +49,11 @@ async fn forge(service: &Service, first: usize, count: usize) {
 async fn a_hundred_thousand_forged_keys_leave_no_trace_in_memory() {
     let service = Service::start(&[("MOMAIL_PROXIES__TRUSTED", "127.0.0.0/8"), ("MOMAIL_LOG__FILTER", "off")]);
     // What the first requests of a process take once is not meant.
-    forge(&service, 0, 2_000).await;
+    forge(&service, 0, 10_000).await;
     let tracked = service.metric("limiter_clients", &[]).await;
     assert!(tracked >= 1_000.0, "each came from a network of its own, but {tracked} are remembered");
     let before = service.resident_memory();
-    forge(&service, 2_000, 100_000).await;
+    forge(&service, 10_000, 100_000).await;
     let grown = service.resident_memory().saturating_sub(before);
     assert!(grown < 5 * MB, "{grown} bytes");
     let tracked = service.metric("limiter_clients", &[]).await;

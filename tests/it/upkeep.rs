@@ -1,7 +1,7 @@
 //! What is kept right without anybody asking: the count of an account's keys, one owner for each prefix, and that what has had
 //! its time goes.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use momail_api_keys::account::Plan;
@@ -14,11 +14,12 @@ use rand::TryRng;
 use rand::rngs::{SysError, SysRng};
 use serde_json::json;
 
-use crate::support::{Database, TestApp, on_both_stores};
+use crate::support::{Database, TestApp, is_long, on_both_stores};
 
 on_both_stores!(
     the_count_of_live_keys_follows_an_operators_sql,
     a_prefix_that_is_taken_is_drawn_again,
+    however_often_a_prefix_is_taken_a_key_is_made,
     one_round_of_upkeep_removes_however_much_has_had_its_time,
 );
 
@@ -157,4 +158,20 @@ async fn one_round_of_upkeep_removes_however_much_has_had_its_time(database: Dat
     for table in ["usage_by_hour where hour <= 3500", "usage_by_day where day <= 3500"] {
         assert_eq!(database.number(&format!("select count(*) from {table}")).await, 0, "{table}");
     }
+}
+
+async fn however_often_a_prefix_is_taken_a_key_is_made(database: Database) {
+    let app = TestApp::on(&database).await;
+    let (account, _) = app.account(Plan::Enterprise).await;
+    let rounds = if is_long() { 1_000 } else { 150 };
+    let mut made = HashSet::new();
+    for round in 0..=rounds {
+        let name = KeyName::try_from("one of many").unwrap();
+        let key = NewKey::new(account, name, Permissions::EVERYTHING, None, app.clock.now());
+        // The first takes this prefix, and all others find it taken.
+        let secret = app.store.create_key(&key, 2_000, &mut drawing(&[1])).await.unwrap().unwrap();
+        assert!(made.insert(secret.prefix().as_str().to_owned()), "round {round}: two keys have one prefix");
+        assert_eq!(secret.prefix().as_str() == "11111111", round == 0);
+    }
+    assert_eq!(live_keys(&app.store, account).await, rounds + 2);
 }

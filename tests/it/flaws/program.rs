@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use momail_api_keys::cli::{self, Cli};
+use momail_api_keys::cli;
 
 fn main() -> ExitCode {
-    cli::run(Cli::parse())
+    cli::main()
 }

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::{Database, Reply, document, json_request, request};
+use super::{Database, Reply, document, json_request, leaks, request};
 
 /// What a test may choose.
 pub(crate) struct Options {
@@ -112,6 +112,7 @@ impl TestApp {
 
     /// A replica that goes by a clock shared with others.
     pub(crate) async fn at(database: &Database, options: Options, clock: Clock) -> Self {
+        leaks::watch_own_log();
         let store = database.open();
         store.migrate().await.unwrap();
         let last_used = LastUsed::default();
@@ -157,6 +158,7 @@ impl TestApp {
         let first = KeyName::try_from("first key").unwrap();
         let key = NewKey::new(account.id, first, Permissions::EVERYTHING, None, now);
         let created = self.store.create_account(account, key, &mut SysRng).await.unwrap();
+        leaks::remember(created.secret.expose());
         (created.account.id, created.secret.expose().to_owned())
     }
 
@@ -223,6 +225,9 @@ impl Drop for TestApp {
     fn drop(&mut self) {
         if let Some(follower) = &self.follower {
             follower.abort();
+        }
+        if !std::thread::panicking() {
+            leaks::assert_own_log_is_clean();
         }
     }
 }

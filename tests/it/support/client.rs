@@ -11,6 +11,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::leaks;
+
 /// An answer, read to its end.
 #[derive(Debug)]
 pub(crate) struct Reply {
@@ -34,6 +36,8 @@ impl Reply {
         let (head, body) = response.into_parts();
         let bytes = body.collect().await?.to_bytes().to_vec();
         let body = serde_json::from_slice(&bytes).unwrap_or_default();
+        leaks::watch_answer(&bytes, &body);
+        leaks::assert_none("a header", format!("{:?}", head.headers).as_bytes());
         Ok(Self { status: head.status, headers: head.headers, bytes, body })
     }
 

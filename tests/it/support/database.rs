@@ -12,13 +12,14 @@ use std::time::Duration;
 use momail_api_keys::permission::Catalogue;
 use momail_api_keys::store::{Store, StoreUrl};
 use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use super::{Relay, setting};
+use super::{Relay, is_long, leaks, setting};
 
 /// Permissions as the operator of MoMail may choose them.
 pub(crate) const OTHER_PERMISSIONS: [&str; 3] = ["domains:read", "domains:write", "emails:read"];
@@ -93,7 +94,7 @@ impl Database {
             sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
             connection.close().await.unwrap();
         } else {
-            let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+            let options = self.sqlite_options();
             let mut connection = options.connect().await.unwrap();
             sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
             connection.close().await.unwrap();
@@ -106,7 +107,7 @@ impl Database {
         let outcome = if self.is_postgres() {
             sqlx::raw_sql(sql).execute(&mut self.postgres_session().await).await.map(drop)
         } else {
-            let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+            let options = self.sqlite_options();
             sqlx::raw_sql(sql).execute(&mut options.connect().await.unwrap()).await.map(drop)
         };
         outcome.unwrap_err().to_string()
@@ -118,7 +119,7 @@ impl Database {
         if self.is_postgres() {
             query.fetch_one(&mut self.postgres_session().await).await.unwrap()
         } else {
-            let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+            let options = self.sqlite_options();
             let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
             query.fetch_one(&mut options.connect().await.unwrap()).await.unwrap()
         }
@@ -148,8 +149,44 @@ impl Database {
         (self.url.clone(), Strain::Busy(writer.abort_handle()))
     }
 
+    /// What an operator's backup of a PostgreSQL database holds, as text.
+    pub(crate) fn dump(&self) -> Vec<u8> {
+        self.try_dump().unwrap()
+    }
+
+    /// `None` if its server is gone.
+    fn try_dump(&self) -> Option<Vec<u8>> {
+        let program = Path::new(&setting("TEST_POSTGRES_BIN")).join("pg_dump");
+        let dumped = Command::new(program).arg(&self.url).stderr(Stdio::null()).output().unwrap();
+        dumped.status.success().then_some(dumped.stdout)
+    }
+
+    fn sqlite_options(&self) -> SqliteConnectOptions {
+        self.url.parse::<SqliteConnectOptions>().unwrap().disable_statement_logging()
+    }
+
     pub(crate) async fn postgres_session(&self) -> PgConnection {
-        self.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap()
+        // Not logged, since a test may ask for what nobody must find.
+        self.url.parse::<PgConnectOptions>().unwrap().disable_statement_logging().connect().await.unwrap()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        if let Some(directory) = &self.directory {
+            for file in fs::read_dir(directory.path()).unwrap() {
+                // The last connection to close removes the files beside the database's own.
+                let bytes = file.and_then(|file| fs::read(file.path())).unwrap_or_default();
+                leaks::assert_none("the database", &bytes);
+            }
+        } else if is_long()
+            && let Some(dumped) = self.try_dump()
+        {
+            leaks::assert_none("the database", &dumped);
+        }
     }
 }
 

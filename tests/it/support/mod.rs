@@ -9,8 +9,10 @@ mod disk;
 mod document;
 mod earlier;
 mod figures;
+mod forged;
 mod gateway;
 mod hold;
+pub(crate) mod leaks;
 mod ledger;
 mod load;
 mod nginx;
@@ -25,6 +27,7 @@ mod register;
 mod relay;
 mod script;
 mod service;
+mod statistics;
 mod whole;
 
 pub(crate) use self::app::{Options, TestApp};
@@ -34,6 +37,7 @@ pub(crate) use self::cluster::Cluster;
 pub(crate) use self::database::{Database, OTHER_PERMISSIONS, PrivatePostgres, Strain, signal};
 pub(crate) use self::disk::Disk;
 pub(crate) use self::earlier::{Earlier, latest};
+pub(crate) use self::forged::{unknown_key, with_wrong_checksum, with_wrong_secret};
 pub(crate) use self::gateway::{Gateway, Kind, Passage, Upstream};
 pub(crate) use self::hold::Hold;
 pub(crate) use self::ledger::Ledger;
@@ -50,6 +54,7 @@ pub(crate) use self::register::{Client, Doomed, Register, Round, Through};
 pub(crate) use self::relay::Relay;
 pub(crate) use self::script::{Step, invalid_body, valid_creation};
 pub(crate) use self::service::Service;
+pub(crate) use self::statistics::{mann_whitney, median};
 
 /// Makes of each function two tests: one on SQLite, one on PostgreSQL. Each is given a database of its own.
 ///

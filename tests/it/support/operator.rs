@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Database, Service};
+use super::{Database, Service, leaks};
 
 /// How a command ended and what it said.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub(crate) struct Ran {
 impl Ran {
     pub(crate) fn of(command: &mut Command) -> Self {
         let output = command.output().unwrap();
+        leaks::assert_none("what a command complains of", &output.stderr);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Self { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
     }

@@ -7,6 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::leaks;
+
 /// Nothing of ours waits so long unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -105,6 +107,8 @@ impl RawConnection {
             assert!(self.read_more().await, "half a body: {answer:?}");
         }
         answer.body = self.unread.drain(..end + length).skip(end).collect();
+        leaks::watch_answer(&answer.body, &answer.json());
+        leaks::assert_none("a head", answer.head.as_bytes());
         Some(answer)
     }
 

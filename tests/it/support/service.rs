@@ -11,11 +11,16 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::database::signal;
-use super::{Connection, Reply, request};
+use super::{Connection, Reply, leaks, request};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_momail-api-keys");
 /// Long enough for a busy machine; nothing waits for it unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everything is logged, so that whatever may be logged is looked at.
+fn log_filter() -> &'static str {
+    "trace"
+}
 
 /// A running replica, killed when it is dropped.
 pub(crate) struct Service {
@@ -52,7 +57,10 @@ impl Service {
             .unwrap();
         let account: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-        account["key"]["apiKey"].as_str().unwrap().to_owned()
+        leaks::assert_none("the command's log", &output.stderr);
+        let key = account["key"]["apiKey"].as_str().unwrap();
+        leaks::remember(key);
+        key.to_owned()
     }
 
     /// Starts a replica on free ports, in an empty folder, and waits until it listens.
@@ -94,6 +102,7 @@ impl Service {
             .current_dir(directory.path())
             .env("MOMAIL_SERVER__PUBLIC_ADDR", "127.0.0.1:0")
             .env("MOMAIL_SERVER__INTERNAL_ADDR", "127.0.0.1:0")
+            .env("MOMAIL_LOG__FILTER", log_filter())
             .envs(settings.iter().copied())
             .stdout(file("stdout"))
             .stderr(file("stderr"))
@@ -110,7 +119,9 @@ impl Service {
 
     /// The key that the first start on an empty embedded database prints.
     pub(crate) fn first_key(&self) -> String {
-        self.wait_for_line("first key: ")
+        let key = self.wait_for_line("first key: ");
+        leaks::remember(&key);
+        key
     }
 
     /// What follows `start` on the first line of standard output that begins with it.
@@ -140,6 +151,16 @@ impl Service {
     /// The folder in which it was started.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Standard output shows one key, in the one line that is made for it.
+    fn assert_no_key_is_written(&self) {
+        let read = |name| fs::read(self.directory.path().join(name)).unwrap();
+        leaks::assert_none("the log", &read("stderr"));
+        let stdout = read("stdout");
+        for line in stdout.split(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"first key: ")) {
+            leaks::assert_none("standard output", line);
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -210,5 +231,8 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() {
+            self.assert_no_key_is_written();
+        }
     }
 }
