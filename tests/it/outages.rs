@@ -219,12 +219,12 @@ async fn without_postgresql_the_process_starts_and_becomes_ready_when_it_comes()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_of_postgresql_under_load_cost_no_promise_and_no_late_error() {
     let mut postgres = PrivatePostgres::start().await;
-    let keys = accounts(&postgres.database(), 40).await;
+    let keys = accounts(&postgres.database(), 16).await;
     let service = Service::start(&unlimited(&postgres.url()));
     let pulse = Pulse::of(&service);
     service.wait_until_ready_is(200).await;
     // Together some two hundred requests in a second.
-    let load = Load::start(&service.public, &keys, Duration::from_millis(180));
+    let load = Load::start(&service.public, &keys, Duration::from_millis(80));
     let mut outages = Vec::new();
     for _ in 0..if is_long() { 20 } else { 10 } {
         sleep(Duration::from_secs(3)).await;

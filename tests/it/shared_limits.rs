@@ -36,7 +36,9 @@ async fn replicas(redis_url: &str, plan: &str) -> (Vec<Service>, String, Databas
 
 /// One replica on SQLite, with Redis at this URL, and its first key.
 async fn replica(redis_url: &str) -> (Service, String) {
-    let service = Service::start(&[("REDIS_URL", redis_url), ("MOMAIL_PLANS__PRO__PER_MINUTE", "1000000")]);
+    // Long enough that a busy machine is seldom taken for a slow Redis, and too short for one that is.
+    let patience = ("MOMAIL_LIMITS__REDIS_TIMEOUT_MS", "300");
+    let service = Service::start(&[("REDIS_URL", redis_url), ("MOMAIL_PLANS__PRO__PER_MINUTE", "1000000"), patience]);
     service.wait_until_ready_is(200).await;
     let key = service.first_key();
     (service, key)
