@@ -13,7 +13,6 @@ mod clients;
 mod cors;
 mod durability;
 mod events;
-
 mod expiry;
 mod flaws;
 mod framing;
@@ -43,6 +42,7 @@ mod sessions;
 mod shared_limits;
 mod shutdown;
 mod slow_clients;
+mod smuggling;
 mod tidy;
 mod upkeep;
 mod usage;

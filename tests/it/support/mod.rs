@@ -1,6 +1,7 @@
 //! What tests stand on: the router in memory over either store, and the program itself over sockets.
 
 mod app;
+mod balancer;
 mod browser;
 mod client;
 mod cluster;
@@ -19,6 +20,7 @@ mod relay;
 mod service;
 
 pub(crate) use self::app::{Options, TestApp};
+pub(crate) use self::balancer::Balancer;
 pub(crate) use self::browser::Site;
 pub(crate) use self::client::{Connection, KeptClient, Reply, json_request, raw_exchange, request};
 pub(crate) use self::cluster::Cluster;
