@@ -3,6 +3,7 @@
 
 mod support;
 
+mod answers;
 mod auth;
 mod browsers;
 mod cache;
@@ -11,6 +12,7 @@ mod cli_keys;
 mod cli_usage;
 mod clients;
 mod cors;
+mod crowds;
 mod durability;
 mod events;
 mod expiry;
@@ -44,6 +46,7 @@ mod shutdown;
 mod slow_clients;
 mod smuggling;
 mod tidy;
+mod upgrades;
 mod upkeep;
 mod usage;
 mod verify;
