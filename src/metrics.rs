@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use crate::auth::CacheUse;
 use crate::limit::Counting;
+use crate::store::Connections;
 
 /// From a tenth of a millisecond to ten seconds, in seconds.
 const DURATION_BUCKETS: [f64; 14] =
@@ -49,6 +50,8 @@ struct Series {
 struct Gauges {
     database_open: Gauge,
     database_idle: Gauge,
+    database_waiting: Gauge,
+    database_refused: Counter<u64, AtomicU64>,
     last_used_pending: Gauge,
     last_used_dropped: Counter<u64, AtomicU64>,
     limits_shared: Gauge,
@@ -66,8 +69,7 @@ struct Gauges {
 
 /// What the gauges show at one moment.
 pub struct Snapshot {
-    /// Open connections to the database, and those of them in use by nobody.
-    pub database: (usize, usize),
+    pub database: Connections,
     pub last_used_pending: usize,
     pub last_used_dropped: u64,
     pub counting: Counting,
@@ -125,6 +127,7 @@ impl Metrics {
         let shown = [
             ("database_connections", "Connections open to the database", &gauges.database_open),
             ("database_connections_idle", "Those in use by nobody", &gauges.database_idle),
+            ("database_waiting", "Requests that wait for a connection to the database", &gauges.database_waiting),
             ("last_used_pending", "Secrets whose last use is in memory", &gauges.last_used_pending),
             ("limits_shared", "1 if limits are counted for all replicas together", &gauges.limits_shared),
             ("limits_degraded", "1 if they should be, and Redis cannot be asked", &gauges.limits_degraded),
@@ -142,6 +145,11 @@ impl Metrics {
             registry.register(name, help, gauge.clone());
         }
         let counted = [
+            (
+                "database_refused",
+                "Requests refused because they would have waited for too long",
+                &gauges.database_refused,
+            ),
             ("cache_hits", "Keys found in memory", &gauges.cache_hits),
             ("cache_misses", "Keys looked up in the database", &gauges.cache_misses),
             ("cache_stale_answers", "Answers from before the database went away", &gauges.cache_stale),
@@ -187,9 +195,9 @@ impl Metrics {
     /// All of it, in the OpenMetrics text format that Prometheus reads.
     pub fn render(&self, now: &Snapshot) -> String {
         let gauge = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        let (open, idle) = now.database;
-        gauge(&self.gauges.database_open, open);
-        gauge(&self.gauges.database_idle, idle);
+        gauge(&self.gauges.database_open, now.database.open);
+        gauge(&self.gauges.database_idle, now.database.idle);
+        gauge(&self.gauges.database_waiting, now.database.waiting);
         gauge(&self.gauges.last_used_pending, now.last_used_pending);
         gauge(&self.gauges.limits_shared, (now.counting == Counting::Together).into());
         gauge(&self.gauges.limits_degraded, (now.counting == Counting::AloneForNow).into());
@@ -203,6 +211,7 @@ impl Metrics {
         counter(&self.gauges.cache_hits, now.cache.hits);
         counter(&self.gauges.cache_misses, now.cache.misses);
         counter(&self.gauges.cache_stale, now.cache.stale);
+        counter(&self.gauges.database_refused, now.database.refused);
         counter(&self.gauges.last_used_dropped, now.last_used_dropped);
         counter(&self.gauges.access_lines_dropped, now.access_lines_dropped);
 

@@ -152,7 +152,8 @@ impl Cache {
     async fn read(&self, store: &Store, prefix: Prefix) -> Result<Option<Arc<Credential>>> {
         self.misses.fetch_add(1, Ordering::Relaxed);
         let found = store.find_credential(prefix).await;
-        if found.is_err() {
+        // Who was refused has held nobody up, and others may have a share that is not.
+        if found.as_ref().is_err_and(|error| !matches!(error, StoreError::Overloaded)) {
             let now = u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.failed.store(now, Ordering::Relaxed);
         }

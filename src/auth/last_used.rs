@@ -41,34 +41,49 @@ struct Shared {
     counting: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// One for each key in use: small, for there may be very many.
 struct Use {
     latest: DateTime<Utc>,
     written: Option<DateTime<Utc>>,
     /// The hour of the latest use, and its requests that are not written yet.
-    hour: i64,
-    counts: Counts,
+    hour: i32,
+    tally: Tally,
     /// Those of hours before, seldom any.
-    earlier: Vec<(i64, Counts)>,
+    earlier: Option<Box<Earlier>>,
 }
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    allowed: i32,
+    refused: i32,
+}
+
+#[derive(Default)]
+struct Earlier(Vec<(i32, Tally)>);
 
 impl Use {
     fn new(at: DateTime<Utc>) -> Self {
-        let counts = Counts { allowed: 1, refused: 0 };
-        Self { latest: at, written: None, hour: hour_of(at), counts, earlier: Vec::new() }
+        let tally = Tally { allowed: 1, refused: 0 };
+        Self { latest: at, written: None, hour: Self::hour_of(at), tally, earlier: None }
     }
 
-    fn counts_at(&mut self, at: DateTime<Utc>) -> &mut Counts {
-        let hour = hour_of(at);
+    /// Enough for a quarter of a million years.
+    fn hour_of(at: DateTime<Utc>) -> i32 {
+        i32::try_from(hour_of(at)).unwrap_or(i32::MAX)
+    }
+
+    fn tally_at(&mut self, at: DateTime<Utc>) -> &mut Tally {
+        let hour = Self::hour_of(at);
         if hour != self.hour {
-            let before = (self.hour, std::mem::take(&mut self.counts));
-            self.earlier.push(before);
+            let before = (self.hour, std::mem::take(&mut self.tally));
+            self.earlier.get_or_insert_default().0.push(before);
             self.hour = hour;
         }
-        &mut self.counts
+        &mut self.tally
     }
 
     fn has_counts(&self) -> bool {
-        self.counts != Counts::default() || !self.earlier.is_empty()
+        self.tally != Tally::default() || self.earlier.is_some()
     }
 
     fn is_unwritten(&self) -> bool {
@@ -77,25 +92,42 @@ impl Use {
 
     /// Makes one entry of each hour, even after a clock went back: what is written of an hour is then all there is of it.
     fn gather_earlier(&mut self) {
-        let mut hours = BTreeMap::<i64, Counts>::new();
-        for (hour, counts) in self.earlier.drain(..) {
-            let sum = if hour == self.hour { &mut self.counts } else { hours.entry(hour).or_default() };
-            sum.allowed += counts.allowed;
-            sum.refused += counts.refused;
+        let Some(earlier) = self.earlier.as_deref_mut() else { return };
+        let mut hours = BTreeMap::<i32, Tally>::new();
+        for (hour, tally) in earlier.0.drain(..) {
+            let sum = if hour == self.hour { &mut self.tally } else { hours.entry(hour).or_default() };
+            sum.allowed += tally.allowed;
+            sum.refused += tally.refused;
         }
-        self.earlier.extend(hours);
+        earlier.0.extend(hours);
+        self.forget_empty();
+    }
+
+    /// What is not written yet, by its hour.
+    fn counts(&self) -> impl Iterator<Item = (i32, Tally)> {
+        let earlier = self.earlier.iter().flat_map(|earlier| earlier.0.iter().copied());
+        earlier.chain([(self.hour, self.tally)]).filter(|(_, tally)| *tally != Tally::default())
     }
 
     /// Takes away what has been written; what came meanwhile stays.
-    fn subtract(&mut self, written: &Counted) {
-        let earlier = self.earlier.iter_mut().find(|(hour, _)| *hour == written.hour);
-        let counts = match earlier {
-            Some((_, counts)) if written.hour != self.hour => counts,
-            _ => &mut self.counts,
+    fn subtract(&mut self, hour: i32, written: Tally) {
+        let earlier = self.earlier.iter_mut().flat_map(|earlier| &mut earlier.0).find(|(before, _)| *before == hour);
+        let tally = match earlier {
+            Some((_, tally)) if hour != self.hour => tally,
+            _ => &mut self.tally,
         };
-        counts.allowed -= written.counts.allowed;
-        counts.refused -= written.counts.refused;
-        self.earlier.retain(|(_, counts)| *counts != Counts::default());
+        tally.allowed -= written.allowed;
+        tally.refused -= written.refused;
+        self.forget_empty();
+    }
+
+    fn forget_empty(&mut self) {
+        if let Some(earlier) = self.earlier.as_deref_mut() {
+            earlier.0.retain(|(_, tally)| *tally != Tally::default());
+            if earlier.0.is_empty() {
+                self.earlier = None;
+            }
+        }
     }
 
     /// The first use is written at once, the last one when the secret has come to rest, and those between now and then.
@@ -122,7 +154,7 @@ impl LastUsed {
         match uses.get_mut(&prefix) {
             Some(seen) => {
                 seen.latest = seen.latest.max(at);
-                seen.counts_at(at).allowed += 1;
+                seen.tally_at(at).allowed += 1;
             }
             None if is_full => {
                 self.0.dropped.fetch_add(1, Ordering::Relaxed);
@@ -139,9 +171,9 @@ impl LastUsed {
     /// Says of a use just noted that it was beyond a limit.
     pub fn refuse(&self, prefix: Prefix, at: DateTime<Utc>) {
         if let Some(seen) = self.uses().get_mut(&prefix) {
-            let counts = seen.counts_at(at);
-            counts.allowed -= 1;
-            counts.refused += 1;
+            let tally = seen.tally_at(at);
+            tally.allowed -= 1;
+            tally.refused += 1;
         }
     }
 
@@ -220,7 +252,9 @@ impl LastUsed {
         let mut uses = self.uses();
         for counted in written {
             if let Some(seen) = uses.get_mut(&counted.prefix) {
-                seen.subtract(counted);
+                let Counted { hour, counts, .. } = *counted;
+                let narrow = |number| i32::try_from(number).expect("it was one before it was written");
+                seen.subtract(narrow(hour), Tally { allowed: narrow(counts.allowed), refused: narrow(counts.refused) });
             }
         }
     }
@@ -233,9 +267,11 @@ impl LastUsed {
         for (prefix, seen) in uses.iter_mut().filter(|(_, seen)| due(seen)) {
             batch.push((*prefix, seen.latest));
             seen.gather_earlier();
-            let counts = seen.earlier.iter().copied().chain([(seen.hour, seen.counts)]);
-            let counts = counts.filter(|(_, counts)| *counts != Counts::default());
-            counted.extend(counts.map(|(hour, counts)| Counted { prefix: *prefix, hour, counts }));
+            counted.extend(seen.counts().map(|(hour, Tally { allowed, refused })| Counted {
+                prefix: *prefix,
+                hour: hour.into(),
+                counts: Counts { allowed: allowed.into(), refused: refused.into() },
+            }));
         }
         (batch, counted)
     }

@@ -34,14 +34,26 @@ use crate::permission::Permissions;
 use crate::secret::{Malformed, Prefix, Secret};
 use crate::store::{Store, StoreError};
 
+/// What a request may take of the database when there is not enough for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// It stands in line, and is refused where the line is long.
+    Common,
+    /// It passes the line: it may end what a key can do.
+    Reserved,
+}
+
 /// Proof that a live key was presented; only [`Auth`] makes one.
 #[derive(Clone, Debug)]
-pub struct Caller(Arc<Credential>);
+pub struct Caller {
+    credential: Arc<Credential>,
+    share: Share,
+}
 
 impl Caller {
-    fn live(credential: Arc<Credential>, now: DateTime<Utc>) -> Result<Self, Denial> {
+    fn live(credential: Arc<Credential>, share: Share, now: DateTime<Utc>) -> Result<Self, Denial> {
         match credential.standing(now) {
-            Standing::Live => Ok(Self(credential)),
+            Standing::Live => Ok(Self { credential, share }),
             Standing::Revoked => Err(Denial::Revoked),
             Standing::Disabled => Err(Denial::Disabled),
             Standing::Expired(since) => Err(Denial::Expired(since)),
@@ -49,24 +61,29 @@ impl Caller {
     }
 
     pub fn key_id(&self) -> KeyId {
-        self.0.key_id
+        self.credential.key_id
     }
 
     pub fn account_id(&self) -> AccountId {
-        self.0.account_id
+        self.credential.account_id
     }
 
     pub fn plan(&self) -> Plan {
-        self.0.plan
+        self.credential.plan
     }
 
     pub fn prefix(&self) -> Prefix {
-        self.0.prefix
+        self.credential.prefix
     }
 
     /// What the key may do.
     pub fn permissions(&self) -> Permissions {
-        self.0.permissions
+        self.credential.permissions
+    }
+
+    /// What the request may take of the database.
+    pub fn share(&self) -> Share {
+        self.share
     }
 }
 
@@ -123,6 +140,8 @@ pub enum AuthError {
 /// Says who is calling.
 pub struct Auth {
     store: Store,
+    /// The same for requests with the common share.
+    queued: Store,
     /// `None` where every request asks the database.
     cache: Option<Arc<Cache>>,
     settler: Settler,
@@ -134,7 +153,7 @@ impl Auth {
     pub fn new(store: Store, cache: Option<CacheSettings>, last_used: LastUsed, clock: Clock) -> Self {
         let cache = cache.map(|settings| Arc::new(Cache::new(settings, clock.clone())));
         let settler = Settler::new(store.clone(), clock.clone());
-        Self { store, cache, settler, last_used, clock }
+        Self { queued: store.queued(), store, cache, settler, last_used, clock }
     }
 
     /// What keeps the cache true, if there is one. It must run for the cache to be believed at all.
@@ -168,34 +187,43 @@ impl Auth {
         }
     }
 
-    async fn find(&self, prefix: Prefix) -> Result<Option<Arc<Credential>>, StoreError> {
+    /// The database as a request with this share may use it.
+    pub fn store(&self, share: Share) -> &Store {
+        match share {
+            Share::Common => &self.queued,
+            Share::Reserved => &self.store,
+        }
+    }
+
+    async fn find(&self, prefix: Prefix, share: Share) -> Result<Option<Arc<Credential>>, StoreError> {
+        let store = self.store(share);
         match &self.cache {
-            Some(cache) => cache.find(&self.store, prefix).await,
-            None => Ok(self.store.find_credential(prefix).await?.map(Arc::new)),
+            Some(cache) => cache.find(store, prefix).await,
+            None => Ok(store.find_credential(prefix).await?.map(Arc::new)),
         }
     }
 
     /// Judges a presented text by what is true now.
-    pub async fn authenticate(&self, presented: &[u8]) -> Result<Caller, AuthError> {
+    pub async fn authenticate(&self, presented: &[u8], share: Share) -> Result<Caller, AuthError> {
         let denied = |denial| Err(AuthError::Denied(denial));
         let secret = Secret::parse(presented).map_err(|malformed| AuthError::Denied(malformed.into()))?;
-        let Some(credential) = self.find(secret.prefix()).await.map_err(AuthError::Store)? else {
+        let Some(credential) = self.find(secret.prefix(), share).await.map_err(AuthError::Store)? else {
             return denied(Denial::Unknown);
         };
         if !secret.hash().matches(&credential.hash) {
             return denied(Denial::WrongSecret);
         }
         let now = self.clock.now();
-        let caller = Caller::live(credential, now).map_err(AuthError::Denied)?;
-        self.last_used.record(caller.prefix(), now, caller.0.never_used);
+        let caller = Caller::live(credential, share, now).map_err(AuthError::Denied)?;
+        self.last_used.record(caller.prefix(), now, caller.credential.never_used);
         Ok(caller)
     }
 
     /// Judges a caller once more, who has had time since: its key may have been changed or taken away.
     pub async fn again(&self, caller: &Caller) -> Result<Caller, AuthError> {
-        match self.find(caller.prefix()).await.map_err(AuthError::Store)? {
-            Some(now) if now.hash.matches(&caller.0.hash) => {
-                Caller::live(now, self.clock.now()).map_err(AuthError::Denied)
+        match self.find(caller.prefix(), caller.share).await.map_err(AuthError::Store)? {
+            Some(now) if now.hash.matches(&caller.credential.hash) => {
+                Caller::live(now, caller.share, self.clock.now()).map_err(AuthError::Denied)
             }
             _ => Err(AuthError::Denied(Denial::Unknown)),
         }

@@ -1,6 +1,7 @@
 //! Every refusal's status, code and body, and the shaping of those that no code of ours wrote.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
@@ -14,9 +15,15 @@ use super::wire;
 use crate::auth::{AuthError, Denial};
 use crate::limit::Quota;
 use crate::store::StoreError;
+use crate::telemetry::Seldom;
 
 /// How long clients should wait for what will soon have passed, in seconds.
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;
+const OVERLOADED_RETRY_AFTER: RangeInclusive<u64> = 1..=3;
+
+/// An outage and an overload refuse thousands of requests a second, all of them for one reason.
+static UNAVAILABLE: Seldom = Seldom::new();
+static OVERLOADED: Seldom = Seldom::new();
 
 /// Why a request is refused. Causes of 5xx go to the log and nowhere else.
 #[derive(Debug)]
@@ -56,6 +63,8 @@ pub enum ApiError {
     },
     Internal(anyhow::Error),
     Unavailable(String),
+    /// There are more requests than can be answered in time.
+    Overloaded,
 }
 
 pub(super) type Fields = BTreeMap<String, String>;
@@ -160,7 +169,7 @@ impl ApiError {
                 (S::TOO_MANY_REQUESTS, Code::RateLimitExceeded, message, Some(limit_details(quota, *retry_after)))
             }
             Self::Internal(_) => plain(S::INTERNAL_SERVER_ERROR, Code::InternalError, "Something failed on our side."),
-            Self::Unavailable(_) => plain(
+            Self::Unavailable(_) | Self::Overloaded => plain(
                 S::SERVICE_UNAVAILABLE,
                 Code::ServiceUnavailable,
                 "The service cannot answer now. Try again shortly.",
@@ -193,6 +202,8 @@ impl ApiError {
         match self {
             Self::RateLimited { retry_after, .. } | Self::TooManyFailures { retry_after, .. } => Some(*retry_after),
             Self::Unavailable(_) | Self::StillRunning => Some(UNAVAILABLE_RETRY_AFTER),
+            // Those who were refused together shall not all come back together.
+            Self::Overloaded => Some(rand::random_range(OVERLOADED_RETRY_AFTER)),
             _ => None,
         }
     }
@@ -206,7 +217,16 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match &self {
             Self::Internal(cause) => tracing::error!(cause = format!("{cause:#}"), "a request failed"),
-            Self::Unavailable(cause) => tracing::warn!(cause, "a request could not be answered"),
+            Self::Unavailable(cause) => {
+                if let Some(unsaid) = UNAVAILABLE.turn() {
+                    tracing::warn!(cause, unsaid, "a request could not be answered");
+                }
+            }
+            Self::Overloaded => {
+                if let Some(unsaid) = OVERLOADED.turn() {
+                    tracing::warn!(unsaid, "a request was refused: the database is asked for more than it can answer");
+                }
+            }
             _ => (),
         }
         let (status, code, message, details) = self.parts();
@@ -228,6 +248,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            StoreError::Overloaded => Self::Overloaded,
             error => Self::Internal(error.into()),
         }
     }

@@ -12,7 +12,7 @@ use super::App;
 use super::client::client_address;
 use super::error::ApiError;
 use crate::account::{Allowance, Plan};
-use crate::auth::{AuthError, Caller, Denial};
+use crate::auth::{AuthError, Caller, Denial, Share};
 use crate::digits::push_decimal;
 use crate::limit::{Decision, Quota, Window};
 use crate::permission::Permissions;
@@ -45,9 +45,13 @@ pub(super) enum Admission {
 
 /// Lets a request through with its [`Caller`], if the key is permitted what is needed, or refuses it before a byte of its body
 /// is read.
-pub(super) async fn guard(State((app, needed)): State<(App, Permissions)>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State((app, needed, share)): State<(App, Permissions, Share)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let (mut head, body) = request.into_parts();
-    let (caller, quota) = match admit(&app, &head, presented(&head)).await {
+    let (caller, quota) = match admit(&app, &head, presented(&head), share).await {
         Admission::Go(caller, quota) => (caller, quota),
         Admission::Refused(refusal) => return refusal,
     };
@@ -63,12 +67,12 @@ pub(super) async fn guard(State((app, needed)): State<(App, Permissions)>, reque
 }
 
 /// Judges the key that a request presents, and counts the request if it may go on.
-pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Denial>) -> Admission {
+pub(super) async fn admit(app: &App, head: &Parts, presented: Result<&[u8], Denial>, share: Share) -> Admission {
     if !app.readiness.has_started() {
         let refusal = ApiError::Unavailable("the database is not ready yet".to_owned());
         return Admission::Refused(refusal.into_response());
     }
-    let caller = match authenticate(app, head, presented).await {
+    let caller = match authenticate(app, head, presented, share).await {
         Ok(caller) => caller,
         Err(refusal) => return Admission::Refused(refusal.into_response()),
     };
@@ -94,9 +98,14 @@ pub(super) fn mark(app: &App, caller: &Caller, quota: Option<Quota>, response: &
     }
 }
 
-async fn authenticate(app: &App, head: &Parts, presented: Result<&[u8], Denial>) -> Result<Caller, ApiError> {
+async fn authenticate(
+    app: &App,
+    head: &Parts,
+    presented: Result<&[u8], Denial>,
+    share: Share,
+) -> Result<Caller, ApiError> {
     let outcome = match presented {
-        Ok(text) => app.auth.authenticate(text).await,
+        Ok(text) => app.auth.authenticate(text, share).await,
         Err(denial) => Err(AuthError::Denied(denial)),
     };
     if let Err(AuthError::Denied(denial)) = &outcome {

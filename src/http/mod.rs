@@ -37,6 +37,7 @@ use self::exchange::RequestIds;
 use self::guard::Policies;
 pub use self::keys::{CreatedKey, Key, RotatedKey, SHOWN_ONCE, ShownEvent, ShownUsage, View};
 pub use self::openapi::text as openapi_document;
+use self::ops::Pulse;
 pub use self::ops::Readiness;
 use self::verify::PermissionHeaders;
 pub use self::wire::timestamp;
@@ -82,6 +83,7 @@ pub struct Shared {
     pub(crate) failed_keys: FailedKeys,
     pub(crate) metrics: Metrics,
     pub readiness: Readiness,
+    pulse: Pulse,
     pub auth: Auth,
     last_used: LastUsed,
     clock: Clock,
@@ -116,6 +118,7 @@ impl App {
             permission_headers: PermissionHeaders::new(),
             metrics: Metrics::new(&ROUTES),
             readiness: Readiness::default(),
+            pulse: Pulse::default(),
             request_ids: RequestIds::new(),
             cors: Cors::new(&parts.allowed_origins),
             trusted_proxies: parts.trusted_proxies,

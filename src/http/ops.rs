@@ -1,16 +1,19 @@
 //! Alive? Ready? And the figures, for whoever runs the service.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde::Serialize;
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::App;
 use super::error::ApiError;
 use super::wire::Success;
+use crate::store::{Store, StoreError};
 
 pub(super) const LIVEZ: &str = "/livez";
 pub(super) const READYZ: &str = "/readyz";
@@ -50,6 +53,28 @@ impl Readiness {
     }
 }
 
+/// When the database was last asked for a sign of life, and whether it gave one. Anybody may ask whether we are ready, so however
+/// many do, one at a time asks the database.
+#[derive(Default)]
+pub(super) struct Pulse(Mutex<Option<(Instant, bool)>>);
+
+impl Pulse {
+    async fn check(&self, store: &Store) -> Result<(), StoreError> {
+        let came = Instant::now();
+        let mut last = self.0.lock().await;
+        match *last {
+            Some((asked, true)) if asked > came => Ok(()),
+            Some((asked, false)) if asked > came => Err(StoreError::Unavailable("it gave no sign of life".to_owned())),
+            _ => {
+                let asked = Instant::now();
+                let outcome = store.ping().await;
+                *last = Some((asked, outcome.is_ok()));
+                outcome
+            }
+        }
+    }
+}
+
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
     #[schema(example = "ready")]
@@ -70,7 +95,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<impl IntoResponse, 
     if !app.readiness.is_serving() {
         return Err(ApiError::Unavailable("not ready: starting or stopping".to_owned()));
     }
-    app.store.ping().await?;
+    app.pulse.check(&app.store).await?;
     Ok(Success::new(Health { status: "ready" }))
 }
 

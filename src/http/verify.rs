@@ -14,7 +14,7 @@ use quick_cache::sync::Cache;
 
 use super::App;
 use super::guard::{self, Admission};
-use crate::auth::{Caller, Denial};
+use crate::auth::{Caller, Denial, Share};
 use crate::id::PUBLIC_LEN;
 use crate::permission::{Catalogue, Permissions};
 use crate::secret::{self, MASKED_LEN};
@@ -60,7 +60,7 @@ async fn verify(State(app): State<App>, request: Request) -> Response {
         return allowed(Identity::nobody());
     }
     let presented = if shows_key(&head.headers) { Err(Denial::Misplaced) } else { guard::presented(&head) };
-    match guard::admit(&app, &head, presented).await {
+    match guard::admit(&app, &head, presented, Share::Common).await {
         Admission::Go(caller, quota) => {
             let mut response = allowed(Identity::of(&app, &caller));
             guard::mark(&app, &caller, quota, &mut response);

@@ -7,7 +7,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::events::record;
-use super::{Db, Result, Store, StoreError, keys, on, to_its_end, transaction};
+use super::{Db, Result, Store, StoreError, keys, on, transaction};
 use crate::account::{Account, Plan};
 use crate::event::{Origin, What};
 use crate::id::AccountId;
@@ -74,8 +74,7 @@ impl Store {
     {
         let secret = Secret::generate(rng)?;
         let row = self.new_row(&key, &secret, 1);
-        let store = self.clone();
-        let created = to_its_end(async move {
+        let created = self.to_its_end(async move |store| {
             let made = match &store.db {
                 Db::Postgres(pool) => transaction!(pool, "begin", tx => {
                     insert!(account, only_first, tx) && row.insert_into_postgres(tx).await?
@@ -111,13 +110,10 @@ impl Store {
 
     /// Changes what an account has subscribed to; `false` if there is no such account.
     pub async fn set_plan(&self, id: AccountId, plan: Plan, now: DateTime<Utc>, origin: Origin) -> Result<bool> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => set_plan!(id, plan, now, origin, tx)),
-                Db::Sqlite { write: pool, .. } => {
-                    transaction!(pool, "begin immediate", tx => set_plan!(id, plan, now, origin, tx))
-                }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => transaction!(pool, "begin", tx => set_plan!(id, plan, now, origin, tx)),
+            Db::Sqlite { write: pool, .. } => {
+                transaction!(pool, "begin immediate", tx => set_plan!(id, plan, now, origin, tx))
             }
         })
         .await

@@ -5,7 +5,7 @@ use sqlx::Row;
 
 use super::events::record;
 use super::listing::{FIND, gather};
-use super::{Db, Result, Store, to_its_end, transaction};
+use super::{Db, Result, Store, transaction};
 use crate::event::What;
 use crate::id::{AccountId, KeyId};
 use crate::key::{self, ApiKey, Edit};
@@ -36,17 +36,14 @@ pub enum Edited {
 impl Store {
     /// Changes one of an account's keys, if whoever asks may.
     pub async fn edit_key(&self, account_id: AccountId, id: KeyId, edit: Edit, now: DateTime<Utc>) -> Result<Edited> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => {
-                    sqlx::query(LOCK_ON_POSTGRES).bind(account_id.0).bind(id.0).execute(&mut *tx).await?;
-                    edit!(store, account_id, id, edit, now, tx)
-                }),
-                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
-                    edit!(store, account_id, id, edit, now, tx)
-                }),
-            }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => transaction!(pool, "begin", tx => {
+                sqlx::query(LOCK_ON_POSTGRES).bind(account_id.0).bind(id.0).execute(&mut *tx).await?;
+                edit!(store, account_id, id, edit, now, tx)
+            }),
+            Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
+                edit!(store, account_id, id, edit, now, tx)
+            }),
         })
         .await
     }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Db, Result, Store, on, to_its_end, transaction};
+use super::{Db, Result, Store, on, transaction};
 use crate::event::Event;
 use crate::id::{AccountId, KeyId};
 
@@ -55,12 +55,9 @@ impl Store {
 
     /// Removes events from before this instant, so many at once; how many.
     pub async fn remove_events(&self, before: DateTime<Utc>) -> Result<u64> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => remove!(before, tx)),
-                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => remove!(before, tx)),
-            }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => transaction!(pool, "begin", tx => remove!(before, tx)),
+            Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => remove!(before, tx)),
         })
         .await
     }

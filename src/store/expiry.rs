@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::Row;
 
 use super::events::record;
-use super::{Db, Result, Store, to_its_end, transaction};
+use super::{Db, Result, Store, transaction};
 use crate::event::{Origin, What};
 use crate::id::{AccountId, KeyId};
 
@@ -43,13 +43,10 @@ impl Store {
     pub async fn warn_of_expiry(&self, now: DateTime<Utc>) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for days in WARNED_BEFORE {
-            let store = self.clone();
-            let warned = to_its_end(async move {
-                match &store.db {
-                    Db::Postgres(pool) => transaction!(pool, "begin", tx => warn_of!(days, now, tx)),
-                    Db::Sqlite { write: pool, .. } => {
-                        transaction!(pool, "begin immediate", tx => warn_of!(days, now, tx))
-                    }
+            let warned = self.to_its_end(async move |store| match &store.db {
+                Db::Postgres(pool) => transaction!(pool, "begin", tx => warn_of!(days, now, tx)),
+                Db::Sqlite { write: pool, .. } => {
+                    transaction!(pool, "begin immediate", tx => warn_of!(days, now, tx))
                 }
             });
             warnings.extend(warned.await?);
@@ -59,12 +56,9 @@ impl Store {
 
     /// Removes one key that was revoked or has expired before this instant; `false` if there is none.
     pub async fn remove_key_from_before(&self, before: DateTime<Utc>, now: DateTime<Utc>) -> Result<bool> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => remove!(before, now, tx)),
-                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => remove!(before, now, tx)),
-            }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => transaction!(pool, "begin", tx => remove!(before, now, tx)),
+            Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => remove!(before, now, tx)),
         })
         .await
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::events::record;
 use super::once::{Carried, Kept, Once, is_ours, once};
-use super::{Db, Result, Store, StoreError, on, to_its_end, transaction};
+use super::{Db, Result, Store, StoreError, on, transaction};
 use crate::account::Plan;
 use crate::event::{Origin, What};
 use crate::id::{AccountId, KeyId};
@@ -150,21 +150,18 @@ impl Store {
     }
 
     async fn insert_key_once(&self, row: NewRow, once: Once, sealed: Vec<u8>) -> Result<Carried<bool>> {
-        let store = self.clone();
         let keep = move |inserted: &bool| inserted.then_some(sealed);
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => {
-                    if is_ours!(once, tx) {
-                        once!(once, tx, row.insert_into_postgres(tx).await?, keep)
-                    } else {
-                        Carried::Still
-                    }
-                }),
-                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
-                    once!(once, tx, row.insert_into_sqlite(tx).await?, keep)
-                }),
-            }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => transaction!(pool, "begin", tx => {
+                if is_ours!(once, tx) {
+                    once!(once, tx, row.insert_into_postgres(tx).await?, keep)
+                } else {
+                    Carried::Still
+                }
+            }),
+            Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
+                once!(once, tx, row.insert_into_sqlite(tx).await?, keep)
+            }),
         })
         .await
     }
@@ -181,16 +178,13 @@ impl Store {
     }
 
     async fn insert_key(&self, row: NewRow) -> Result<bool> {
-        match &self.db {
+        self.to_its_end(async move |store| match &store.db {
             Db::Postgres(pool) => on!(@write pool, connection => row.insert_into_postgres(connection).await),
-            Db::Sqlite { write, .. } => {
-                let write = write.clone();
-                to_its_end(
-                    async move { transaction!(write, "begin immediate", tx => row.insert_into_sqlite(tx).await?) },
-                )
-                .await
+            Db::Sqlite { write: pool, .. } => {
+                transaction!(pool, "begin immediate", tx => row.insert_into_sqlite(tx).await?)
             }
-        }
+        })
+        .await
     }
 
     /// Revokes an account's key for good; `false` if it has no such key, or no more.
@@ -201,7 +195,7 @@ impl Store {
         now: DateTime<Utc>,
         origin: Origin,
     ) -> Result<bool> {
-        match &self.db {
+        self.to_its_end(async move |store| match &store.db {
             Db::Postgres(pool) => on!(@write pool, connection => {
                 let done = sqlx::query(REVOKE_ON_POSTGRES)
                     .bind(account_id.0)
@@ -214,21 +208,16 @@ impl Store {
                     .await?;
                 Ok(done.rows_affected() == 1)
             }),
-            Db::Sqlite { write, .. } => {
-                let write = write.clone();
-                to_its_end(async move {
-                    transaction!(write, "begin immediate", tx => {
-                        let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(&mut *tx).await?;
-                        let was_live = done.rows_affected() == 1;
-                        if was_live {
-                            record!(tx, account_id, id.0, What::Revoked, None::<&str>, now, origin);
-                        }
-                        was_live
-                    })
-                })
-                .await
-            }
-        }
+            Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => {
+                let done = sqlx::query(REVOKE).bind(account_id.0).bind(id.0).bind(now).execute(&mut *tx).await?;
+                let was_live = done.rows_affected() == 1;
+                if was_live {
+                    record!(tx, account_id, id.0, What::Revoked, None::<&str>, now, origin);
+                }
+                was_live
+            }),
+        })
+        .await
     }
 
     /// Whose key it is: for the operator, who names a key without its account.
@@ -241,22 +230,19 @@ impl Store {
 
     /// Moves the last use of many secrets forward, never back. `uses` are in the order of their prefixes.
     pub async fn touch_secrets(&self, uses: Vec<(Prefix, DateTime<Utc>)>) -> Result<()> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => {
-                    let (prefixes, times): (Vec<_>, Vec<_>) =
-                        uses.iter().map(|(prefix, at)| (prefix.as_str().to_owned(), *at)).unzip();
-                    on!(@write pool, connection => {
-                        sqlx::query(TOUCH_ON_POSTGRES).bind(prefixes).bind(times).execute(connection).await.map(drop)
-                    })
-                }
-                Db::Sqlite { write, .. } => transaction!(write, "begin immediate", tx => {
-                    for (prefix, at) in &uses {
-                        sqlx::query(TOUCH_ON_SQLITE).bind(prefix.as_str()).bind(at).execute(&mut *tx).await?;
-                    }
-                }),
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => {
+                let (prefixes, times): (Vec<_>, Vec<_>) =
+                    uses.iter().map(|(prefix, at)| (prefix.as_str().to_owned(), *at)).unzip();
+                on!(@write pool, connection => {
+                    sqlx::query(TOUCH_ON_POSTGRES).bind(prefixes).bind(times).execute(connection).await.map(drop)
+                })
             }
+            Db::Sqlite { write, .. } => transaction!(write, "begin immediate", tx => {
+                for (prefix, at) in &uses {
+                    sqlx::query(TOUCH_ON_SQLITE).bind(prefix.as_str()).bind(at).execute(&mut *tx).await?;
+                }
+            }),
         })
         .await
     }

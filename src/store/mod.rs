@@ -8,6 +8,7 @@ mod edits;
 mod events;
 mod expiry;
 mod keys;
+mod line;
 mod listing;
 mod once;
 mod pool;
@@ -19,6 +20,7 @@ mod tests;
 mod usage;
 
 use std::fmt;
+use std::ops::Add;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -66,6 +68,31 @@ enum Db {
     },
 }
 
+/// Connections to the database at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Connections {
+    pub open: usize,
+    /// Those of them that nobody uses.
+    pub idle: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+    /// Requests that were refused so far because they would have waited for too long.
+    pub refused: u64,
+}
+
+impl Add for Connections {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            open: self.open + other.open,
+            idle: self.idle + other.idle,
+            waiting: self.waiting + other.waiting,
+            refused: self.refused + other.refused,
+        }
+    }
+}
+
 /// Runs one body on a connection of whichever database is open (it is compiled once for each), within [`BOUND`].
 ///
 /// `read` bodies are tried again when a pooled connection turns out to have died meanwhile; `write` bodies are not,
@@ -111,7 +138,7 @@ use on;
 /// Runs several statements as one transaction, on a connection that is closed rather than reused if the work is cut short
 /// (sqlx 0.9 can leave a transaction open on a connection whose `begin` was dropped).
 ///
-/// Call it only in a task of its own ([`to_its_end`]), so that a client that hangs up cuts nothing short.
+/// Call it only in a task of its own ([`Store::to_its_end`]), so that a client that hangs up cuts nothing short.
 macro_rules! transaction {
     ($pool:expr, $begin:literal, $tx:ident => $body:expr) => {
         $crate::store::pool::within_bound(async {
@@ -138,6 +165,9 @@ pub enum StoreError {
     /// The database cannot do it now: gone, frozen, read-only, full or out of connections.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// More is asked of the database than it can answer in time. Nothing was done.
+    #[error("the database is asked for more than it can answer in time")]
+    Overloaded,
     /// A unique column already has this value.
     #[error("the value is taken")]
     Taken,
@@ -217,13 +247,13 @@ impl Store {
         match url {
             StoreUrl::Postgres(options) => {
                 let options = postgres_options(options);
-                let migrations = schema::Source::Postgres(Box::new(options.clone()));
+                let migrations = schema::Source::Postgres(Arc::new(options.clone()));
                 Ok(Self { db: Db::Postgres(Pool::new(options, max_connections)), migrations, catalogue })
             }
             StoreUrl::Sqlite(options) => {
                 create_private(options.get_filename())?;
                 let options = sqlite_options(options);
-                let migrations = schema::Source::Sqlite(Box::new(options.clone()));
+                let migrations = schema::Source::Sqlite(Arc::new(options.clone()));
                 let read = Pool::new(options.clone(), max_connections);
                 Ok(Self { db: Db::Sqlite { read, write: Pool::new(options, 1) }, migrations, catalogue })
             }
@@ -256,15 +286,49 @@ impl Store {
         on!(self, read, connection => connection.ping().await)
     }
 
-    /// Connections that are open, and those of them that nobody uses.
-    pub fn connections(&self) -> (usize, usize) {
+    /// The same database for requests that are refused, with [`StoreError::Overloaded`], rather than kept waiting for long.
+    #[must_use]
+    pub fn queued(&self) -> Self {
+        self.with_queue(true)
+    }
+
+    fn with_queue(&self, is_queued: bool) -> Self {
+        let db = match &self.db {
+            Db::Postgres(pool) => Db::Postgres(pool.queued(is_queued)),
+            Db::Sqlite { read, write } => Db::Sqlite { read: read.queued(is_queued), write: write.queued(is_queued) },
+        };
+        Self { db, ..self.clone() }
+    }
+
+    /// Connections to the database, and those who wait for one.
+    pub fn connections(&self) -> Connections {
         match &self.db {
             Db::Postgres(pool) => pool.usage(),
-            Db::Sqlite { read, write } => {
-                let ((open, idle), (writers, idle_writers)) = (read.usage(), write.usage());
-                (open + writers, idle + idle_writers)
-            }
+            Db::Sqlite { read, write } => read.usage() + write.usage(),
         }
+    }
+
+    /// Runs `work` in a task of its own, so that it ends even if whoever waits for it goes away. Who goes away before it has begun
+    /// takes it along.
+    async fn to_its_end<T, W>(&self, work: impl FnOnce(Self) -> W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
+        let begin = async {
+            let place = match &self.db {
+                Db::Postgres(pool) => pool.place().await?,
+                Db::Sqlite { write: pool, .. } => pool.place().await?,
+            };
+            let work = work(self.with_queue(false));
+            let task = tokio::spawn(async move {
+                let outcome = work.await;
+                drop(place);
+                outcome
+            });
+            task.await.map_err(|error| StoreError::Unexpected(error.into()))?
+        };
+        pool::within_bound(begin).await
     }
 
     /// Closes every connection; methods called afterwards answer [`StoreError::Unavailable`].
@@ -277,11 +341,6 @@ impl Store {
             }
         }
     }
-}
-
-/// Runs `work` in a task of its own, so that it ends even if whoever waits for it goes away.
-async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    tokio::spawn(work).await.map_err(|error| StoreError::Unexpected(error.into()))?
 }
 
 fn postgres_options(options: &PgConnectOptions) -> PgConnectOptions {

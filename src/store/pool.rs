@@ -4,7 +4,7 @@
 //! server that freezes at that moment keeps the connection's place for as long as TCP retransmits.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deadpool::Runtime;
@@ -12,9 +12,12 @@ use deadpool::managed::{Manager, Metrics, Object, PoolError, QueueMode, RecycleE
 use sqlx::{Connection, Database};
 use tokio::time::timeout;
 
-use super::{BOUND, Result, StoreError};
+use super::line::{Line, Place};
+use super::{BOUND, Connections, Result, StoreError};
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// One connection of so many is never given to those who stand in line.
+const RESERVED_OF: usize = 5;
 /// A connection used less than this long ago is taken to be alive.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// How long an idle connection, or one left in the middle of a statement, has to show that it works.
@@ -24,12 +27,17 @@ const MAX_AGE: Duration = Duration::from_mins(30);
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
-pub(super) struct Pool<DB: Database>(deadpool::managed::Pool<Connector<DB>>);
+pub(super) struct Pool<DB: Database> {
+    connections: deadpool::managed::Pool<Connector<DB>>,
+    line: Arc<Line>,
+    /// Whether whoever asks for a connection stands in line first.
+    is_queued: bool,
+}
 
 /// Derived, it would ask that `DB` itself can be cloned.
 impl<DB: Database> Clone for Pool<DB> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { connections: self.connections.clone(), line: Arc::clone(&self.line), is_queued: self.is_queued }
     }
 }
 
@@ -43,13 +51,14 @@ pub(super) struct Connector<DB: Database> {
 /// A connection in use. Dropped without [`Lease::end`], it was cut short in the middle of a statement.
 pub(super) struct Lease<DB: Database> {
     connection: Option<Object<Connector<DB>>>,
+    place: Option<Place>,
     close_if_cut_short: bool,
 }
 
 impl<DB: Database> Pool<DB> {
     pub(super) fn new(options: Options<DB>, max_connections: usize) -> Self {
         let timeouts = Timeouts { wait: Some(ACQUIRE_TIMEOUT), create: Some(ACQUIRE_TIMEOUT), recycle: None };
-        let pool = deadpool::managed::Pool::builder(Connector { options, found_dead: Mutex::default() })
+        let connections = deadpool::managed::Pool::builder(Connector { options, found_dead: Mutex::default() })
             .max_size(max_connections)
             .timeouts(timeouts)
             // The most recently used connection is the likeliest to be alive, and the others may age out.
@@ -57,25 +66,38 @@ impl<DB: Database> Pool<DB> {
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with time limits was given a runtime");
-        Self(pool)
+        let line = Arc::new(Line::new(max_connections - max_connections / RESERVED_OF));
+        Self { connections, line, is_queued: false }
+    }
+
+    /// The same connections for those who stand in line for them.
+    pub(super) fn queued(&self, is_queued: bool) -> Self {
+        Self { is_queued, ..self.clone() }
+    }
+
+    /// A place in front of the line, where one is needed.
+    pub(super) async fn place(&self) -> Result<Option<Place>> {
+        if self.is_queued { self.line.enter().await.map(Some) } else { Ok(None) }
     }
 
     pub(super) async fn lease(&self) -> Result<Lease<DB>> {
-        let connection = timeout(ACQUIRE_TIMEOUT, self.0.get()).await.map_err(|_| no_connection())??;
-        Ok(Lease { connection: Some(connection), close_if_cut_short: false })
+        let place = self.place().await?;
+        let connection = timeout(ACQUIRE_TIMEOUT, self.connections.get()).await.map_err(|_| no_connection())??;
+        Ok(Lease { connection: Some(connection), place, close_if_cut_short: false })
     }
 
     pub(super) fn options(&self) -> &Options<DB> {
-        &self.0.manager().options
+        &self.connections.manager().options
     }
 
-    pub(super) fn usage(&self) -> (usize, usize) {
-        let status = self.0.status();
-        (status.size, status.available)
+    pub(super) fn usage(&self) -> Connections {
+        let status = self.connections.status();
+        let (waiting, refused) = self.line.usage();
+        Connections { open: status.size, idle: status.available, waiting: status.waiting + waiting as usize, refused }
     }
 
     pub(super) fn close(&self) {
-        self.0.close();
+        self.connections.close();
     }
 }
 
@@ -167,6 +189,7 @@ impl<DB: Database> DerefMut for Lease<DB> {
 impl<DB: Database> Drop for Lease<DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
+        let place = self.place.take();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !self.close_if_cut_short => {
                 runtime.spawn(async move {
@@ -178,6 +201,7 @@ impl<DB: Database> Drop for Lease<DB> {
                     if !works {
                         drop(Object::take(connection));
                     }
+                    drop(place);
                 });
             }
             _ => drop(Object::take(connection)),

@@ -10,7 +10,7 @@ use super::edits::LOCK_ON_POSTGRES;
 use super::events::record;
 use super::listing::{FIND, gather};
 use super::once::{Carried, Kept, is_ours, once};
-use super::{Db, Result, Store, StoreError, keys, to_its_end, transaction};
+use super::{Db, Result, Store, StoreError, keys, transaction};
 use crate::event::What;
 use crate::key::{ApiKey, Refusal, Rotation};
 use crate::secret::Secret;
@@ -65,25 +65,22 @@ impl Store {
         secret: Secret,
         kept: Option<Kept<SealRotated>>,
     ) -> Result<Carried<Rotated>> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => transaction!(pool, "begin", tx => match &kept {
-                    None => Carried::Out(replace_on_postgres!(store, rotation, secret, tx)),
-                    Some(Kept { once, .. }) if !is_ours!(once, tx) => Carried::Still,
-                    Some(Kept { once, seal }) => {
-                        let keep = |rotated: &Rotated| rotated.sealed_by(seal);
-                        once!(once, tx, replace_on_postgres!(store, rotation, secret, tx), keep)
-                    }
-                }),
-                Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => match &kept {
-                    None => Carried::Out(replace!(store, rotation, secret, tx)),
-                    Some(Kept { once, seal }) => {
-                        let keep = |rotated: &Rotated| rotated.sealed_by(seal);
-                        once!(once, tx, replace!(store, rotation, secret, tx), keep)
-                    }
-                }),
-            }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => transaction!(pool, "begin", tx => match &kept {
+                None => Carried::Out(replace_on_postgres!(store, rotation, secret, tx)),
+                Some(Kept { once, .. }) if !is_ours!(once, tx) => Carried::Still,
+                Some(Kept { once, seal }) => {
+                    let keep = |rotated: &Rotated| rotated.sealed_by(seal);
+                    once!(once, tx, replace_on_postgres!(store, rotation, secret, tx), keep)
+                }
+            }),
+            Db::Sqlite { write: pool, .. } => transaction!(pool, "begin immediate", tx => match &kept {
+                None => Carried::Out(replace!(store, rotation, secret, tx)),
+                Some(Kept { once, seal }) => {
+                    let keep = |rotated: &Rotated| rotated.sealed_by(seal);
+                    once!(once, tx, replace!(store, rotation, secret, tx), keep)
+                }
+            }),
         })
         .await
     }

@@ -1,6 +1,7 @@
 //! The migrations, compiled in, and how any number of processes bring a database up to date at once.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, Migration, MigrationType, Migrator};
@@ -57,8 +58,8 @@ const SQLITE_TRIES: u32 = 20;
 /// Where migrations run: on a connection of their own, since they may take longer than any statement of a request.
 #[derive(Clone)]
 pub(super) enum Source {
-    Postgres(Box<PgConnectOptions>),
-    Sqlite(Box<SqliteConnectOptions>),
+    Postgres(Arc<PgConnectOptions>),
+    Sqlite(Arc<SqliteConnectOptions>),
 }
 
 /// What a migration found to do.

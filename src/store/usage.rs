@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
-use super::{Db, Result, Store, on, to_its_end, transaction};
+use super::{Db, Result, Store, on, transaction};
 use crate::id::{AccountId, KeyId};
 use crate::secret::Prefix;
 
@@ -96,29 +96,26 @@ pub fn day_of(at: DateTime<Utc>) -> i64 {
 impl Store {
     /// Adds to what is known already.
     pub async fn count_requests(&self, counted: Vec<Counted>) -> Result<()> {
-        let store = self.clone();
-        to_its_end(async move {
-            match &store.db {
-                Db::Postgres(pool) => on!(@write pool, connection => {
-                    let column = |of: fn(&Counted) -> i64| counted.iter().map(of).collect::<Vec<_>>();
-                    sqlx::query(COUNT_ON_POSTGRES)
-                        .bind(counted.iter().map(|counted| counted.prefix.as_str().to_owned()).collect::<Vec<_>>())
-                        .bind(column(|counted| counted.hour))
-                        .bind(column(|counted| counted.counts.allowed))
-                        .bind(column(|counted| counted.counts.refused))
-                        .execute(connection)
-                        .await
-                        .map(drop)
-                }),
-                Db::Sqlite { write, .. } => transaction!(write, "begin immediate", tx => {
-                    for Counted { prefix, hour, counts } in &counted {
-                        for sql in COUNT_ON_SQLITE {
-                            let query = sqlx::query(sql).bind(prefix.as_str()).bind(hour);
-                            query.bind(counts.allowed).bind(counts.refused).execute(&mut *tx).await?;
-                        }
+        self.to_its_end(async move |store| match &store.db {
+            Db::Postgres(pool) => on!(@write pool, connection => {
+                let column = |of: fn(&Counted) -> i64| counted.iter().map(of).collect::<Vec<_>>();
+                sqlx::query(COUNT_ON_POSTGRES)
+                    .bind(counted.iter().map(|counted| counted.prefix.as_str().to_owned()).collect::<Vec<_>>())
+                    .bind(column(|counted| counted.hour))
+                    .bind(column(|counted| counted.counts.allowed))
+                    .bind(column(|counted| counted.counts.refused))
+                    .execute(connection)
+                    .await
+                    .map(drop)
+            }),
+            Db::Sqlite { write, .. } => transaction!(write, "begin immediate", tx => {
+                for Counted { prefix, hour, counts } in &counted {
+                    for sql in COUNT_ON_SQLITE {
+                        let query = sqlx::query(sql).bind(prefix.as_str()).bind(hour);
+                        query.bind(counts.allowed).bind(counts.refused).execute(&mut *tx).await?;
                     }
-                }),
-            }
+                }
+            }),
         })
         .await
     }

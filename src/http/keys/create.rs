@@ -78,10 +78,10 @@ pub(crate) async fn create(
         SuccessWithMeta::new(created, Warning { warning: SHOWN_ONCE }).to_bytes()
     };
     let carried = match &retry {
-        None => Carried::Out(app.store.create_key(&key, limit, &mut SysRng).await?),
+        None => Carried::Out(app.store_for(&caller).create_key(&key, limit, &mut SysRng).await?),
         Some(sealer) => {
             let kept = Kept { once: sealer.once, seal: |secret: &Secret| sealer.seal(&answer(secret)) };
-            app.store.create_key_once(&key, limit, kept, &mut SysRng).await?
+            app.store_for(&caller).create_key_once(&key, limit, kept, &mut SysRng).await?
         }
     };
     let answer = match Sealer::judge(retry.as_ref(), carried)? {

@@ -59,7 +59,7 @@ pub(crate) async fn show_current(
     State(app): State<App>,
     _: NoQuery,
 ) -> Result<impl IntoResponse, ApiError> {
-    let key = app.store.find_key(caller.account_id(), caller.key_id()).await?;
+    let key = app.store_for(&caller).find_key(caller.account_id(), caller.key_id()).await?;
     // It was live a moment ago.
     let key = key.ok_or(ApiError::Unauthorized)?;
     let view = app.view(caller.plan());

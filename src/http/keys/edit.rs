@@ -78,7 +78,7 @@ pub(crate) async fn edit(
 ) -> Result<impl IntoResponse, ApiError> {
     let caller = app.judge_again(&caller).await?;
     let edit = Edit { origin, ..read(members, app.store.catalogue(), caller.permissions())? };
-    match app.store.edit_key(caller.account_id(), id, edit, app.clock.now()).await? {
+    match app.store_for(&caller).edit_key(caller.account_id(), id, edit, app.clock.now()).await? {
         Edited::Done(key) => {
             app.auth.settle().await?;
             Ok(Success::new(app.show(*key, &app.view(caller.plan()))))

@@ -97,7 +97,7 @@ pub(crate) async fn events(
     let before = parameters.integer("before").map(|Before(id)| id);
     parameters.end()?;
     // One more than is shown, to know whether there are any.
-    let mut found = app.store.list_events(Some(caller.account_id()), before, limit + 1).await?;
+    let mut found = app.store_for(&caller).list_events(Some(caller.account_id()), before, limit + 1).await?;
     let has_more = found.len() > limit as usize;
     found.truncate(limit as usize);
     let shown: Vec<ShownEvent> = found.into_iter().map(ShownEvent::from).collect();

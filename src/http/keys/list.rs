@@ -127,11 +127,11 @@ pub(crate) async fn list(
 ) -> Result<impl IntoResponse, ApiError> {
     let view = app.view(caller.plan());
     let (found, page) = if parameters.is_empty() {
-        let keys = app.store.list_keys(caller.account_id()).await?;
+        let keys = app.store_for(&caller).list_keys(caller.account_id()).await?;
         (Found { total: keys.len(), keys }, None)
     } else {
         let Asked { search, page } = read(parameters, view.now)?;
-        (app.store.search_keys(caller.account_id(), &search).await?, page)
+        (app.store_for(&caller).search_keys(caller.account_id(), &search).await?, page)
     };
     let Found { keys, total } = found;
     let has_more = page.map(|(_, Offset(offset))| offset as usize + keys.len() < total);

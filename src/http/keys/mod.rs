@@ -29,6 +29,7 @@ use crate::account::Plan;
 use crate::auth::Caller;
 use crate::key::ApiKey;
 use crate::permission::Permissions;
+use crate::store::Store;
 
 pub(super) const COLLECTION: &str = "/v1/api-keys";
 pub(super) const ITEM: &str = "/v1/api-keys/{id}";
@@ -43,6 +44,11 @@ pub(super) const EVENTS: &str = "/v1/api-keys/events";
 pub(super) const CURRENT: &str = "/v1/api-keys/current";
 
 impl App {
+    /// The database as this caller's request may use it.
+    fn store_for(&self, caller: &Caller) -> &Store {
+        self.auth.store(caller.share())
+    }
+
     /// How keys of an account on this plan are shown.
     fn view(&self, plan: Plan) -> View<'_> {
         let rate_limit = self.plans.rate_limit(plan);

@@ -41,7 +41,7 @@ pub(super) async fn revoke_key(
     id: KeyId,
     origin: Origin,
 ) -> Result<Json<Success<Revoked>>, ApiError> {
-    let was_live = app.store.revoke_key(caller.account_id(), id, app.clock.now(), origin).await?;
+    let was_live = app.store_for(caller).revoke_key(caller.account_id(), id, app.clock.now(), origin).await?;
     // Also before a 404: whoever asks again after a lost answer takes it for the proof that the key is dead.
     app.auth.settle().await?;
     if !was_live {

@@ -60,7 +60,7 @@ pub(crate) async fn rotate(
     let rotation = Rotation { account_id, id, grace, by, now, origin };
     let answer = Arc::new(Answer { app: app.clone(), plan: caller.plan(), shown: OnceLock::new() });
     let kept = retry.as_ref().map(|sealer| Kept { once: sealer.once, seal: seal(sealer, &answer) });
-    let carried = app.store.rotate_key(rotation, kept, &mut SysRng).await?;
+    let carried = app.store_for(&caller).rotate_key(rotation, kept, &mut SysRng).await?;
     let answer = match Sealer::judge(retry.as_deref(), carried)? {
         Ok(Rotated::Done(key, secret)) => answer.of(&key, &secret),
         Ok(Rotated::NotFound) => return Err(ApiError::NotFound),

@@ -21,6 +21,6 @@ pub(crate) async fn show(
     id: KeyId,
     _: NoQuery,
 ) -> Result<impl IntoResponse, ApiError> {
-    let key = app.store.find_key(caller.account_id(), id).await?.ok_or(ApiError::NotFound)?;
+    let key = app.store_for(&caller).find_key(caller.account_id(), id).await?.ok_or(ApiError::NotFound)?;
     Ok(Success::new(app.show(key, &app.view(caller.plan()))))
 }

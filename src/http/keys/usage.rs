@@ -100,8 +100,8 @@ pub(crate) async fn usage(
     let Days(days) = parameters.integer("days").unwrap_or(Days::DEFAULT);
     parameters.end()?;
     let (account_id, now) = (caller.account_id(), app.clock.now());
-    app.store.find_key(account_id, id).await?.ok_or(ApiError::NotFound)?;
-    let found = app.store.usage(account_id, id, days, now).await?;
+    app.store_for(&caller).find_key(account_id, id).await?.ok_or(ApiError::NotFound)?;
+    let found = app.store_for(&caller).usage(account_id, id, days, now).await?;
     Ok(Success::new(ShownUsage::new(id, &found, days, now)))
 }
 

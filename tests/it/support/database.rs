@@ -15,8 +15,10 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
 
-use super::setting;
+use super::{Relay, setting};
 
 /// Permissions as the operator of MoMail may choose them.
 pub(crate) const OTHER_PERMISSIONS: [&str; 3] = ["domains:read", "domains:write", "emails:read"];
@@ -122,8 +124,46 @@ impl Database {
         }
     }
 
+    /// Makes every statement of a service at the URL given back take longer, for as long as the strain lives: PostgreSQL is far
+    /// away, and into a SQLite file somebody else writes as well.
+    pub(crate) async fn strained(&self, by: Duration) -> (String, Strain) {
+        if self.is_postgres() {
+            let port = self.url.parse::<PgConnectOptions>().unwrap().get_port();
+            let relay = Relay::to(port).await;
+            relay.delay(by, 1);
+            let url = self.url.replace(&format!(":{port}/"), &format!(":{}/", relay.port));
+            return (url, Strain::Far(relay));
+        }
+        let options: sqlx::sqlite::SqliteConnectOptions = self.url.parse().unwrap();
+        let mut connection = options.busy_timeout(Duration::from_secs(20)).connect().await.unwrap();
+        let writer = tokio::spawn(async move {
+            loop {
+                sqlx::raw_sql("begin immediate").execute(&mut connection).await.unwrap();
+                sleep(by).await;
+                sqlx::raw_sql("commit").execute(&mut connection).await.unwrap();
+                // Whoever finds a file busy looks again and again, ever more seldom.
+                sleep(by).await;
+            }
+        });
+        (self.url.clone(), Strain::Busy(writer.abort_handle()))
+    }
+
     pub(crate) async fn postgres_session(&self) -> PgConnection {
         self.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap()
+    }
+}
+
+/// What makes a database slow, until it is dropped.
+pub(crate) enum Strain {
+    Far(#[expect(dead_code, reason = "it lives as long as the strain")] Relay),
+    Busy(AbortHandle),
+}
+
+impl Drop for Strain {
+    fn drop(&mut self) {
+        if let Self::Busy(writer) = self {
+            writer.abort();
+        }
     }
 }
 

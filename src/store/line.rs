@@ -1,0 +1,199 @@
+//! The line of requests that wait for a connection. It takes nobody who would stand in it for too long.
+//!
+//! When more is asked than a database can answer, a queue without bound answers everybody late, and in the end nobody in time.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::{Result, StoreError};
+
+/// Whoever would have to wait for longer than this is refused at once.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Whoever stands in line leaves it after this time, whatever was expected.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The pace of the line is judged over the last so much, and not sooner than after half of it: a burst that comes while the
+/// database takes a breath shall not be refused.
+const JUDGED_OVER: Duration = Duration::from_secs(1);
+
+/// Those who may use connections at once, and those who wait for them.
+pub(super) struct Line {
+    places: Arc<Semaphore>,
+    backlog: Mutex<Backlog>,
+}
+
+/// The right to use one of the connections.
+pub(super) type Place = OwnedSemaphorePermit;
+
+/// Those who wait, and how fast they are served.
+#[derive(Default)]
+struct Backlog {
+    waiting: u32,
+    /// How many were served since this instant, from which on somebody has waited all the time.
+    served: u32,
+    since: Option<Instant>,
+    refused: u64,
+}
+
+impl Line {
+    pub(super) fn new(places: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(places)), backlog: Mutex::default() }
+    }
+
+    /// Waits for a place.
+    ///
+    /// # Errors
+    /// [`StoreError::Overloaded`], at once, if that would take too long.
+    pub(super) async fn enter(&self) -> Result<Place> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok(place);
+        }
+        let waiter = Waiter::join(self)?;
+        let Ok(place) = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await else {
+            self.backlog().refused += 1;
+            return Err(StoreError::Overloaded);
+        };
+        waiter.serve();
+        Ok(place.expect("nobody closes the semaphore"))
+    }
+
+    /// How many wait, and how many were refused so far.
+    pub(super) fn usage(&self) -> (u32, u64) {
+        let backlog = self.backlog();
+        (backlog.waiting, backlog.refused)
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backlog {
+    /// How long whoever comes now would wait, judged by those before.
+    fn expected_wait(&self, now: Instant) -> Duration {
+        let Some(since) = self.since.filter(|_| self.waiting > 0) else { return Duration::ZERO };
+        let elapsed = now.saturating_duration_since(since);
+        match self.served {
+            // All that is known is for how long.
+            0 => elapsed,
+            _ if elapsed < JUDGED_OVER / 2 => Duration::ZERO,
+            served => elapsed.mul_f64(f64::from(self.waiting + 1) / f64::from(served)),
+        }
+    }
+
+    fn join(&mut self, now: Instant) -> bool {
+        if self.expected_wait(now) > LONGEST_WAIT {
+            self.refused += 1;
+            return false;
+        }
+        if self.waiting == 0 {
+            (self.since, self.served) = (Some(now), 0);
+        }
+        self.waiting += 1;
+        true
+    }
+
+    fn leave(&mut self, now: Instant, served: bool) {
+        self.waiting -= 1;
+        self.served += u32::from(served);
+        let elapsed = self.since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+        if elapsed > JUDGED_OVER {
+            // Half as many in half the time: the pace stays, and what happens from now on counts for more.
+            self.since = now.checked_sub(elapsed / 2);
+            self.served /= 2;
+        }
+    }
+}
+
+/// Somebody in line, who leaves it when the request goes away as well.
+struct Waiter<'a> {
+    line: &'a Line,
+    served: bool,
+}
+
+impl<'a> Waiter<'a> {
+    fn join(line: &'a Line) -> Result<Self> {
+        if line.backlog().join(Instant::now()) { Ok(Self { line, served: false }) } else { Err(StoreError::Overloaded) }
+    }
+
+    fn serve(mut self) {
+        self.served = true;
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.line.backlog().leave(Instant::now(), self.served);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(1);
+
+    /// Plays a line that serves one each `service` ticks and is joined by `arrivals` at each tick; the longest wait in ticks of
+    /// anybody who was let in, how many were served, and how many refused.
+    fn play(service: u32, arrivals: &[u32]) -> (u32, u32, u32) {
+        let start = Instant::now();
+        let mut backlog = Backlog::default();
+        let mut line = std::collections::VecDeque::new();
+        let (mut longest, mut served, mut refused) = (0, 0, 0);
+        for tick in 0..u32::try_from(arrivals.len()).unwrap() * 3 {
+            let now = start + TICK * tick;
+            for _ in 0..arrivals.get(tick as usize).copied().unwrap_or(0) {
+                if backlog.join(now) { line.push_back(tick) } else { refused += 1 }
+            }
+            if tick % service == 0
+                && let Some(joined) = line.pop_front()
+            {
+                backlog.leave(now, true);
+                longest = longest.max(tick - joined);
+                served += 1;
+            }
+        }
+        (longest, served, refused)
+    }
+
+    #[test]
+    fn a_burst_that_is_served_in_time_is_taken_whole() {
+        let mut arrivals = vec![0; 500];
+        arrivals[0] = 400;
+        let (longest, served, refused) = play(1, &arrivals);
+        assert_eq!((served, refused), (400, 0));
+        assert!(longest <= 400);
+    }
+
+    #[test]
+    fn while_nobody_is_served_the_line_stays_short_in_time() {
+        let start = Instant::now();
+        let mut backlog = Backlog::default();
+        assert!(backlog.join(start));
+        assert!(backlog.join(start + LONGEST_WAIT));
+        assert!(!backlog.join(start + LONGEST_WAIT + TICK));
+        backlog.leave(start + LONGEST_WAIT * 2, false);
+        backlog.leave(start + LONGEST_WAIT * 2, false);
+        assert!(backlog.join(start + LONGEST_WAIT * 2), "whoever finds nobody in line may try");
+    }
+
+    proptest! {
+        #[test]
+        fn under_three_times_the_load_nobody_waits_long_and_the_database_never_rests(
+            service in 1_u32..5, each in 3_u32..6,
+        ) {
+            const TICKS: u32 = 4_000;
+            // `each` come in the time in which one is served.
+            let arrivals: Vec<u32> = (0..TICKS).map(|tick| if tick % service == 0 { each } else { 0 }).collect();
+            let (longest, served, refused) = play(service, &arrivals);
+            // In the half second before the pace is judged, so many come as are served in three.
+            prop_assert!(longest <= 3_000, "somebody waited for {longest} ms");
+            prop_assert!(served >= TICKS / service, "{served} were served in the time of {}", TICKS / service);
+            prop_assert!(refused > TICKS / service, "{refused} were refused");
+        }
+    }
+}
