@@ -47,7 +47,7 @@ pub fn affordable(wanted: usize) -> usize {
     // The lower limit is for programs that cannot count beyond 1,024; whoever may raise it is expected to.
     if limit.current != limit.maximum {
         let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
-        if setrlimit(Resource::Nofile, raised.clone()).is_ok() {
+        if setrlimit(Resource::Nofile, raised).is_ok() {
             limit = raised;
         }
     }

@@ -57,7 +57,9 @@ impl Size {
             Kind::Deaf => (30, 1),
         };
         let [limit, pace] = [limit, pace].map(Duration::from_secs);
-        Self { clients: 1_000, lasts: Duration::from_secs(60), limit, pace, slack: Duration::from_secs(2) + pace * 2 }
+        // A list may have to wait for its turn before nobody reads it.
+        let slack = if kind == Kind::Deaf { SLACK } else { Duration::from_secs(2) };
+        Self { clients: 1_000, lasts: Duration::from_secs(60), limit, pace, slack }
     }
 
     fn service(&self) -> Service {
@@ -113,7 +115,7 @@ async fn come_again(kind: Kind, address: String, key: String, size: &Size, over:
         let mut stream = open(&address).await;
         let opened = Instant::now();
         let _ = stream.write_all(beginning(kind, &key).as_bytes()).await;
-        while opened.elapsed() < size.limit + SLACK && is_open(kind, &mut stream, size.pace).await {
+        while opened.elapsed() < size.limit + SLACK * 2 && is_open(kind, &mut stream, size.pace).await {
             // A client that may not write without waiting is as slow as it wants to be.
             let _ = if kind == Kind::Silent { Ok(0) } else { stream.try_write(b"a") };
         }
@@ -219,10 +221,12 @@ async fn withstand(kind: Kind) {
         size.clients,
         grown / 1024,
     );
-    println!("{figures}");
+    eprintln!("{figures}");
     assert!(*shortest >= size.limit.mul_f64(0.9) && *longest < size.limit + size.slack, "{figures}");
-    assert!(grown < 50 * MB, "{figures}");
-    let most_patient = if is_long() { baseline * 2 } else { Duration::from_secs(2) };
+    // For each who reads nothing there is a whole answer to keep, and to make: work that is a key's limits' to bound.
+    let is_work = kind == Kind::Deaf;
+    assert!(grown < if is_work { 150 * MB } else { 50 * MB }, "{figures}");
+    let most_patient = if is_long() && !is_work { baseline * 2 } else { Duration::from_secs(5) };
     assert!(served > 20 && slowest < most_patient, "{figures}");
     let deadline = Instant::now() + SLACK;
     while descriptors(&service) > open_before {

@@ -262,7 +262,7 @@ async fn more_connections_than_there_are_descriptors_leave_some_for_health_check
     drop(crowd);
     let released = Instant::now();
     assert_eq!(service.get(KEYS, &key).await.status, 200);
-    println!("answered {:?} after {} connections were given up", released.elapsed(), descriptors + 100);
+    eprintln!("answered {:?} after {} connections were given up", released.elapsed(), descriptors + 100);
     assert!(released.elapsed() < if is_long() { Duration::from_secs(2) } else { SLACK }, "{:?}", released.elapsed());
     assert!(!service.logs().contains("no connection could be accepted"), "{}", service.logs());
 }

@@ -66,7 +66,7 @@ async fn whoever_speaks_http_2_outright_is_refused_at_once_and_leaves_nothing_be
     let began = Instant::now();
     storm(rounds).await;
     let grown = service.resident_memory().saturating_sub(before);
-    println!("{} connections in {:?}: memory grew by {} KB", rounds * AT_ONCE, began.elapsed(), grown / 1024);
+    eprintln!("{} connections in {:?}: memory grew by {} KB", rounds * AT_ONCE, began.elapsed(), grown / 1024);
     assert!(grown < 10 * MB, "{grown} bytes");
     assert_eq!(service.get("/v1/api-keys", &service.first_key()).await.status, 200);
     let in_the_end = Instant::now() + SOON;
