@@ -222,7 +222,7 @@ async fn withstand(kind: Kind) {
         grown / 1024,
     );
     eprintln!("{figures}");
-    assert!(*shortest >= size.limit.mul_f64(0.9) && *longest < size.limit + size.slack, "{figures}");
+    assert!(*shortest >= size.limit.mul_f64(0.5) && *longest < size.limit + size.slack, "{figures}");
     // For each who reads nothing there is a whole answer to keep, and to make: work that is a key's limits' to bound.
     let is_work = kind == Kind::Deaf;
     assert!(grown < if is_work { 150 * MB } else { 50 * MB }, "{figures}");

@@ -47,6 +47,7 @@ mod shared_limits;
 mod shutdown;
 mod slow_clients;
 mod smuggling;
+mod smuggling_cases;
 mod tidy;
 mod upgrades;
 mod upkeep;

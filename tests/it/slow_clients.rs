@@ -87,7 +87,7 @@ async fn hundreds_of_heads_that_never_end_are_cut_while_others_are_served() {
     let ((slow, silent, most), served, slowest) = be_served_while(&service, attack).await;
 
     for took in slow.into_iter().chain(silent) {
-        assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(1) + SLACK, "{took:?}");
+        assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(1) + SLACK, "{took:?}");
     }
     assert!(served >= 20 && slowest < Duration::from_secs(3), "{served} answers, the slowest after {slowest:?}");
     let grown = most.saturating_sub(before);
