@@ -143,7 +143,7 @@ fn listen(settings: &Server, app: &App, stop: &Stop, tasks: &mut Tasks) -> anyho
     let public = Listener {
         socket: bind(settings.public_addr, "public_addr")?,
         routes: http::public(app),
-        max_connections: settings.max_connections,
+        max_connections: server::affordable(settings.max_connections),
         timeouts,
         app: app.clone(),
     };

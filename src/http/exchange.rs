@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS};
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, Method, Version};
 use axum::middleware::Next;
@@ -57,12 +57,12 @@ pub(super) async fn exchange(State(app): State<App>, mut request: Request, next:
 
     let mut response = if !from_gateway && cors::is_preflight(&request) {
         cors::preflight()
-    } else if has_valid_host(&request) {
-        error::reshape(next.run(request).await)
+    } else if !has_valid_host(&request) {
+        refuse_and_close("Host", "must be given once, as a host and maybe a port")
+    } else if !has_one_coding(&request) {
+        refuse_and_close("Transfer-Encoding", "must be given once, as chunked")
     } else {
-        let mut refusal = ApiError::invalid("Host", "must be given once, as a host and maybe a port").into_response();
-        refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        refusal
+        error::reshape(next.run(request).await)
     };
     if from_gateway {
         verify::put_in_dialect(route, &mut response);
@@ -107,6 +107,24 @@ fn has_valid_host(request: &Request) -> bool {
         (Some(host), None) => Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains('@')),
         (Some(_), Some(_)) => false,
     }
+}
+
+/// RFC 9112, section 6.1: a body is sent in chunks once. hyper takes any codings of which the last is chunked, where somebody
+/// before us may have found another end of the request.
+fn has_one_coding(request: &Request) -> bool {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// For a request that may not end where it seems to: nothing after it is read.
+fn refuse_and_close(header: &str, problem: &str) -> Response {
+    let mut refusal = ApiError::invalid(header, problem).into_response();
+    refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    refusal
 }
 
 /// Among [`ROUTES`], of which the last stands for whatever matched none.

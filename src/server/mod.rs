@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use prometheus_client::metrics::gauge::Gauge;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
@@ -37,6 +38,30 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(LONGEST_QUEUE.into())
+}
+
+/// How many of so many connections the system lets one address have, if a quarter of all descriptors is to be left for everything
+/// else: a crowd at the public address must not keep health checks away from the internal one, or the database from us.
+pub fn affordable(wanted: usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    // The lower limit is for programs that cannot count beyond 1,024; whoever may raise it is expected to.
+    if limit.current != limit.maximum {
+        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit = raised;
+        }
+    }
+    let Some(descriptors) = limit.current.and_then(|limit| usize::try_from(limit).ok()) else { return wanted };
+    let affordable = descriptors / 4 * 3;
+    if affordable < wanted {
+        tracing::warn!(
+            wanted,
+            affordable,
+            descriptors,
+            "fewer connections than server.max_connections: see `ulimit -n`"
+        );
+    }
+    wanted.min(affordable)
 }
 
 /// A bound address and what it serves.

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
+use momail_api_keys::http::endpoints;
 
 use crate::support::{Options, Reply, TestApp, json_request, request};
 
@@ -111,6 +112,39 @@ async fn refusals_can_be_read_by_scripts_whoever_made_them() {
     let reply = app.send(from_origin(&["https://app.example"], request(Method::GET, KEYS, &key))).await;
     assert_eq!((reply.status.as_u16(), allowed(&reply)), (503, "https://app.example"));
     assert_eq!(reply.header("retry-after"), "1");
+}
+
+/// What a page of another origin can send without asking first: forms and plain text, with whatever the browser adds by itself.
+/// No key is among it, and a key alone does not make plain text JSON.
+#[tokio::test]
+async fn what_browsers_send_without_asking_changes_nothing() {
+    let app = TestApp::alone(Options::default()).await;
+    let key = app.key().await;
+    let kinds = [
+        "text/plain",
+        "text/plain;charset=UTF-8",
+        "text/plain; application/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+    ];
+    let routes = endpoints().into_iter().filter(|endpoint| endpoint.method == Method::POST);
+    for path in routes.map(|endpoint| endpoint.path.replace("{id}", "current")) {
+        for (kind, shown) in kinds.into_iter().flat_map(|kind| [(kind, ""), (kind, &*key)]) {
+            let body = r#"{"name":"forged","gracePeriodHours":0}"#;
+            let mut request = from_origin(&["https://evil.example"], json_request(Method::POST, &path, shown, body));
+            request.headers_mut().insert("cookie", format!("apiKey={key}; X-API-Key={key}").parse().unwrap());
+            request.headers_mut().remove("content-type");
+            if !kind.is_empty() {
+                request.headers_mut().insert("content-type", kind.parse().unwrap());
+            }
+            let refused = app.send(request).await;
+            let expected: &[u16] = if shown.is_empty() { &[401] } else { &[404, 415] };
+            assert!(expected.contains(&refused.status.as_u16()), "{path} {kind}: {refused:?}");
+        }
+    }
+    let list = app.get(KEYS, &key).await;
+    assert_eq!((list.status.as_u16(), &list.body["meta"]["total"]), (200, &1.into()), "nothing was made or rotated");
 }
 
 #[tokio::test]

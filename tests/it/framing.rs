@@ -41,65 +41,6 @@ async fn two_requests_framed_as_they_should_be_are_both_answered() {
     assert_eq!(effects(&service, "second").await, (1, 2.0));
 }
 
-/// Each row is a request's framing headers and body, and the answers to it: the request behind it must never be among them.
-const AMBIGUOUS: [(&str, &str, &[u16]); 24] = {
-    const BODY: &str = r#"{"name":"first"}"#;
-    const CHUNKED: &str = "10\r\n{\"name\":\"first\"}\r\n0\r\n\r\n";
-    [
-        // Both lengths: the chunks count, and nothing after them does.
-        ("Content-Length: 16\r\nTransfer-Encoding: chunked", CHUNKED, &[201]),
-        ("Transfer-Encoding: chunked\r\nContent-Length: 16", CHUNKED, &[201]),
-        ("Content-Length: 16\r\nContent-Length: 17", BODY, &[400]),
-        ("Content-Length: 16, 16", BODY, &[400]),
-        ("Content-Length: +16", BODY, &[400]),
-        ("Content-Length: -16", BODY, &[400]),
-        ("Content-Length: 0x10", BODY, &[400]),
-        ("Content-Length: 18446744073709551632", BODY, &[400]),
-        ("Content-Length : 16", BODY, &[400]),
-        ("Content-Length: 16\r\nX-Folded: a\r\n b", BODY, &[400]),
-        ("Content-Length: 16\r\nX-Nul: a\0b", BODY, &[400]),
-        ("Content-Length: 16\r\nX-Return: a\rb", BODY, &[400]),
-        ("Content-Length: 16\r\nTransfer-Encoding:\r\n chunked", BODY, &[400]),
-        ("Content-Length: 16\r\nTransfer-Encoding : chunked", CHUNKED, &[400]),
-        ("Transfer-Encoding: xchunked", CHUNKED, &[400]),
-        ("Transfer-Encoding: identity", BODY, &[400]),
-        ("Content-Length: 16\r\nTransfer-Encoding: identity", BODY, &[400]),
-        ("Transfer-Encoding: chunked, identity", CHUNKED, &[400]),
-        ("Transfer-Encoding: chunked", "FFFFFFFFFFFFFFFFF\r\n{\"name\":\"first\"}\r\n0\r\n\r\n", &[400]),
-        ("Transfer-Encoding: chunked", "10000000000000010\r\n{\"name\":\"first\"}\r\n0\r\n\r\n", &[400]),
-        ("Transfer-Encoding: chunked", "0x10\r\n{\"name\":\"first\"}\r\n0\r\n\r\n", &[400]),
-        ("Transfer-Encoding: chunked", "10\n{\"name\":\"first\"}\n0\n\n", &[400]),
-        ("Transfer-Encoding: chunked", "10;a\nb\r\n{\"name\":\"first\"}\r\n0\r\n\r\n", &[400]),
-        ("Transfer-Encoding: chunked", "10\r\n{\"name\":\"first\"}ab0\r\n\r\n", &[400]),
-    ]
-};
-
-#[tokio::test]
-async fn a_request_behind_one_whose_end_is_in_doubt_never_runs() {
-    let service = Service::unlimited(&[]);
-    let post = Post::new(&service);
-    for (framing, body, expected) in AMBIGUOUS {
-        let (made_before, answered_before) = effects(&service, "first").await;
-        let bytes = format!("{}{framing}\r\n\r\n{body}{}", post.start, post.whole("smuggled"));
-        let answers = RawConnection::send(&service.public, bytes).await.answers().await;
-        let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
-        assert_eq!(statuses, expected, "{framing:?} {body:?}, and then an end");
-        let (made, answered) = effects(&service, "first").await;
-        assert_eq!(made - made_before, usize::from(expected == [201]), "{framing:?} {body:?}");
-        assert!(answered - answered_before <= 1.0, "{framing:?} {body:?}");
-        assert_eq!(effects(&service, "smuggled").await.0, 0, "{framing:?} {body:?}");
-    }
-    // The same with a version that has no chunks, and with one that is none.
-    for version in ["HTTP/1.0", "HTTP/1.2", "HTTP/2.0"] {
-        let start = post.start.replace("HTTP/1.1", version);
-        let body = "10\r\n{\"name\":\"first\"}\r\n0\r\n\r\n";
-        let bytes = format!("{start}Transfer-Encoding: chunked\r\n\r\n{body}{}", post.whole("smuggled"));
-        let answers = RawConnection::send(&service.public, bytes).await.answers().await;
-        assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [400], "{version}");
-    }
-    assert_eq!(effects(&service, "smuggled").await.0, 0);
-}
-
 #[tokio::test]
 async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     let service = Service::unlimited(&[]);

@@ -31,7 +31,10 @@ async fn requests_with_rests_between_them_meet_no_connection_that_is_closing() {
     for replica in &replicas {
         replica.wait_until_ready_is(200).await;
     }
-    let nginx = Nginx::start_with([&addresses[0], &addresses[1]], &[NGINX]);
+    let nginx = Nginx::start_altered([&addresses[0], &addresses[1]], |text| {
+        assert_eq!(text.matches(NGINX.0).count(), 1, "nginx.conf says it once");
+        text.replace(NGINX.0, NGINX.1)
+    });
     let until = Instant::now() + if is_long() { Duration::from_secs(120) } else { Duration::from_secs(10) };
     let clients = keys.iter().map(async |key| {
         let mut connection = Connection::open(&nginx.public).await.unwrap();

@@ -140,7 +140,7 @@ async fn a_change_of_plan_holds_for_the_next_request_on_every_replica(database: 
 async fn preflight_and_health_cost_nothing(database: Database) {
     let app = TestApp::with(&database, Options::published()).await;
     let key = app.account(Plan::Free).await.1;
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         let mut preflight = request(Method::OPTIONS, KEYS, &key);
         preflight.headers_mut().insert("origin", "https://app.example".parse().unwrap());
         preflight.headers_mut().insert("access-control-request-method", "GET".parse().unwrap());

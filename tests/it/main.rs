@@ -3,6 +3,7 @@
 
 mod support;
 
+mod answers;
 mod auth;
 mod backup;
 mod browsers;
@@ -13,6 +14,7 @@ mod cli_usage;
 mod clients;
 mod conformance;
 mod cors;
+mod crowds;
 mod disk;
 mod durability;
 mod events;
@@ -25,6 +27,7 @@ mod growth;
 mod handbook;
 mod held_bodies;
 mod hostile;
+mod http2;
 mod interrupted;
 mod isolation;
 mod kept_connections;
@@ -57,6 +60,8 @@ mod shared_limits;
 mod shutdown;
 mod slow_clients;
 mod slow_databases;
+mod smuggling;
+mod smuggling_cases;
 mod surroundings;
 mod tidy;
 mod timing;

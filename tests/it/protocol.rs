@@ -254,7 +254,7 @@ async fn a_panic_is_a_500_and_neither_the_connection_nor_the_process_minds() {
     tokio::spawn(listener.run(stop.clone()));
 
     let mut connection = Connection::open(&address).await.unwrap();
-    for _ in 0..200 {
+    for _ in 0..1_000 {
         let reply = connection.send(request(Method::GET, "/panic", "")).await.unwrap();
         assert_eq!((reply.status.as_u16(), reply.code()), (500, "INTERNAL_ERROR"));
         let text = String::from_utf8(reply.bytes).unwrap();

@@ -1,17 +1,14 @@
 //! A rolling restart behind HAProxy, which asks each replica whether it is ready: no client notices.
 
-use std::fs::{self, File};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use futures_util::future::join_all;
-use tempfile::TempDir;
 use tokio::time::sleep;
 
-use crate::support::{Database, KeptClient, Service, is_long, own_socket, request, unlimited};
+use crate::support::{Balancer, Database, KeptClient, Service, is_long, own_socket, request, unlimited};
 
 const KEYS: &str = "/v1/api-keys";
 const CLIENTS: usize = 12;
@@ -20,69 +17,6 @@ const PAUSE: Duration = Duration::from_millis(35);
 const LONGEST_RUN: Duration = Duration::from_secs(1_800);
 /// Several health checks fit into it, even where machines are busy.
 const DRAIN_DELAY_MS: &str = "2000";
-
-/// HAProxy, killed when it is dropped.
-struct Balancer {
-    child: Child,
-    directory: TempDir,
-    address: String,
-}
-
-impl Balancer {
-    async fn start(replicas: &[String; 3]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let address = own_socket();
-        let servers: Vec<_> =
-            (1..).zip(replicas).map(|(n, address)| format!("server keys-{n} {address} check")).collect();
-        let configuration = format!(
-            "defaults
-    mode http
-    timeout client 60s
-    timeout server 60s
-    timeout connect 5s
-    timeout check 5s
-    http-reuse always
-frontend web
-    bind {address}
-    default_backend keys
-backend keys
-    option httpchk GET /readyz
-    default-server inter 100ms rise 1 fall 2
-    {}
-",
-            servers.join("\n    ")
-        );
-        fs::write(directory.path().join("haproxy.cfg"), configuration).unwrap();
-        let log = File::create(directory.path().join("log")).unwrap();
-        let child = Command::new("haproxy")
-            .args(["-db", "-f", "haproxy.cfg"])
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut balancer = Self { child, directory, address };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while tokio::net::TcpStream::connect(&balancer.address).await.is_err() {
-            assert!(balancer.child.try_wait().unwrap().is_none(), "it has ended\n{}", balancer.log());
-            assert!(Instant::now() < deadline, "it does not listen\n{}", balancer.log());
-            sleep(Duration::from_millis(10)).await;
-        }
-        balancer
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap()
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn start_replica(address: &str, url: &str) -> Service {
     let own = [
@@ -131,7 +65,7 @@ async fn three_replicas_are_restarted_one_by_one_and_no_request_fails() {
     for replica in &replicas {
         replica.wait_until_ready_is(200).await;
     }
-    let balancer = Balancer::start(&addresses).await;
+    let balancer = Balancer::start(&addresses, Duration::from_secs(60)).await;
     let load = Arc::new(Load::default());
     let began = Instant::now();
     let clients =

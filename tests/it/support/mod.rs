@@ -1,6 +1,7 @@
 //! What tests stand on: the router in memory over either store, and the program itself over sockets.
 
 mod app;
+mod balancer;
 mod browser;
 mod client;
 mod cluster;
@@ -31,6 +32,7 @@ mod statistics;
 mod whole;
 
 pub(crate) use self::app::{Options, TestApp};
+pub(crate) use self::balancer::Balancer;
 pub(crate) use self::browser::Site;
 pub(crate) use self::client::{Connection, KeptClient, Reply, json_request, raw_exchange, request};
 pub(crate) use self::cluster::Cluster;

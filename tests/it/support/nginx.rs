@@ -35,24 +35,20 @@ pub(crate) struct Nginx {
 impl Nginx {
     /// Starts it in front of two replicas, and waits until it listens.
     pub(crate) fn start(replicas: [&str; 2]) -> Self {
-        Self::start_with(replicas, &[])
+        Self::start_altered(replicas, |configuration| configuration)
     }
 
-    /// The same with other words in the places of some of its configuration.
-    pub(crate) fn start_with(replicas: [&str; 2], others: &[(&str, &str)]) -> Self {
+    /// The same with something changed in its file.
+    pub(crate) fn start_altered(replicas: [&str; 2], alter: impl FnOnce(String) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let public = own_socket();
-        let mut configuration = CONFIGURATION.replace("/tmp/", &format!("{}/", directory.path().display()));
+        let mut configuration = alter(CONFIGURATION.replace("/tmp/", &format!("{}/", directory.path().display())));
         let ours =
             [("server keys-1:8080;", replicas[0]), ("server keys-2:8080;", replicas[1]), ("listen 8080;", &public)];
         for (theirs, address) in ours {
             assert_eq!(configuration.matches(theirs).count(), 1, "nginx.conf says `{theirs}` once");
             let (directive, _) = theirs.split_once(' ').unwrap();
             configuration = configuration.replace(theirs, &format!("{directive} {address};"));
-        }
-        for (theirs, other) in others {
-            assert_eq!(configuration.matches(theirs).count(), 1, "nginx.conf says `{theirs}` once");
-            configuration = configuration.replace(theirs, other);
         }
         let file = |name| directory.path().join(name);
         fs::write(file("nginx.conf"), configuration).unwrap();
@@ -82,12 +78,16 @@ impl Nginx {
         }
     }
 
+    pub(crate) fn access_log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("access.log")).unwrap()
+    }
+
     /// The line of the access log that ends with this request id. It is written after the answer.
     pub(crate) async fn line_of(&self, request_id: &str) -> String {
         let end = format!(" id={request_id}");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap();
+            let log = self.access_log();
             if let Some(line) = log.lines().find(|line| line.ends_with(&end)) {
                 return line.to_owned();
             }
