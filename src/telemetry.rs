@@ -16,7 +16,8 @@ const SELDOM: Duration = Duration::from_secs(1);
 pub fn init(log: &Log) {
     let filter = EnvFilter::try_new(&log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let human = access_form(log) == Form::Human;
-    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A log that cannot be written has nobody to tell it to: what would be said of that on standard error ends in a panic there.
+    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     // A second call fails, which only a test can make.
     let _ = if human {
         events.with_ansi(io::stderr().is_terminal()).with_target(false).try_init()

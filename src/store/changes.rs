@@ -4,7 +4,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use uuid::Uuid;
 
-use super::{Db, Result, Store, keys, on};
+use super::{Db, Result, Store, is_writable_on_postgres, keys, must_be_writable, on};
 use crate::id::AccountId;
 use crate::secret::Prefix;
 
@@ -16,11 +16,11 @@ const REMOVED_AFTER_MS: i64 = 60_000;
 /// In one snapshot: how far the feed is, whether the replica `$2` is on the list, whether the server may be written, and what
 /// came after `$1`.
 macro_rules! follow {
-    ($is_writable:literal) => {
+    ($($is_writable:tt)+) => {
         concat!(
             "
     select c.n, coalesce((select min(n) from changes), 0), exists (select 1 from replicas where id = $2), ",
-            $is_writable,
+            $($is_writable)+,
             ", f.n, f.prefix, f.account_id
     from change_counter c left join changes f on f.n > $1
     order by f.n
@@ -30,8 +30,7 @@ macro_rules! follow {
 }
 
 const FOLLOW: &str = follow!("true");
-/// A standby's transactions are read-only as well.
-const FOLLOW_ON_POSTGRES: &str = follow!("current_setting('transaction_read_only') = 'off'");
+const FOLLOW_ON_POSTGRES: &str = follow!(is_writable_on_postgres!());
 
 const REGISTER: &str = "
     insert into replicas (id, applied, lease_ms, renewed_ms)
@@ -92,15 +91,12 @@ impl Store {
     /// Also if the server may only be read: a former primary hears of no changes any more, and would say that there are none.
     pub async fn follow(&self, applied: Option<i64>, replica: Uuid) -> Result<Feed> {
         let applied = applied.unwrap_or(i64::MAX);
-        let follow = if matches!(self.db, Db::Postgres(_)) { FOLLOW_ON_POSTGRES } else { FOLLOW };
+        let follow = if self.is_postgres() { FOLLOW_ON_POSTGRES } else { FOLLOW };
         on!(self, read, connection => {
             let query = sqlx::query(follow).bind(applied).bind(replica).bind(KEPT_CHANGES + 1);
             let rows = query.fetch_all(&mut *connection).await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            if !first.try_get::<bool, _>(3)? {
-                // Of an error like this no connection is kept.
-                return Err(sqlx::Error::Protocol("the server may only be read".to_owned()));
-            }
+            must_be_writable(first.try_get(3)?)?;
             let (latest, oldest): (i64, i64) = (first.try_get(0)?, first.try_get(1)?);
             // A database restored from a backup may even have gone back.
             let is_whole = i64::try_from(rows.len()).is_ok_and(|rows| rows <= KEPT_CHANGES);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::events::record;
 use super::once::{Carried, Kept, Once, is_ours, once};
-use super::{Db, Result, Store, StoreError, on, transaction};
+use super::{Db, Result, Store, StoreError, is_writable_on_postgres, must_be_writable, on, transaction};
 use crate::account::Plan;
 use crate::event::{Origin, What};
 use crate::id::{AccountId, KeyId};
@@ -20,13 +20,25 @@ use crate::secret::{Prefix, Secret, SecretHash};
 /// Two keys in 36⁸ share a prefix by chance; more than this in a row do not.
 const MAX_DRAWS: u32 = 8;
 
-const FIND_CREDENTIAL: &str = "
+/// With one row always, so that a server that may only be read is found out even by a prefix that it does not have.
+macro_rules! find_credential {
+    ($($is_writable:tt)+) => {
+        concat!(
+            "
     select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at,
-           (select n from change_counter), k.permissions, k.disabled_at, s.retires_at
-    from key_secrets s
-    join api_keys k on k.id = s.key_id
-    join accounts a on a.id = k.account_id
-    where s.prefix = $1";
+           c.n, k.permissions, k.disabled_at, s.retires_at, ",
+            $($is_writable)+,
+            "
+    from change_counter c
+    left join key_secrets s on s.prefix = $1
+    left join api_keys k on k.id = s.key_id
+    left join accounts a on a.id = k.account_id"
+        )
+    };
+}
+
+const FIND_CREDENTIAL: &str = find_credential!("true");
+const FIND_CREDENTIAL_ON_POSTGRES: &str = find_credential!(is_writable_on_postgres!());
 
 const REVOKE: &str = "
     update api_keys set revoked_at = $3
@@ -84,12 +96,18 @@ const TOUCH_ON_SQLITE: &str = "
 
 impl Store {
     /// What is stored of the secret with this prefix, live or not.
+    ///
+    /// # Errors
+    /// Also if the server may only be read: a former primary, or a standby, does not know what was revoked on the primary.
     pub async fn find_credential(&self, prefix: Prefix) -> Result<Option<Credential>> {
+        let find = if self.is_postgres() { FIND_CREDENTIAL_ON_POSTGRES } else { FIND_CREDENTIAL };
         on!(self, read, connection => {
-            let row = sqlx::query(FIND_CREDENTIAL).bind(prefix.as_str()).fetch_optional(&mut *connection).await?;
-            row.map(|row| Ok(Credential {
+            let row = sqlx::query(find).bind(prefix.as_str()).fetch_one(&mut *connection).await?;
+            must_be_writable(row.try_get(11)?)?;
+            let hash = row.try_get::<Option<&[u8]>, _>(0)?.map(decode_hash).transpose()?;
+            hash.map(|hash| Ok(Credential {
                 prefix,
-                hash: decode_hash(row.try_get(0)?)?,
+                hash,
                 key_id: KeyId(row.try_get(1)?),
                 account_id: AccountId(row.try_get(2)?),
                 plan: decode_plan(row.try_get(3)?)?,

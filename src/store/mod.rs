@@ -252,6 +252,20 @@ impl StoreUrl {
     }
 }
 
+/// What PostgreSQL says of itself in a statement that must not be believed on a server that is only read. A standby's transactions
+/// are read-only as well.
+macro_rules! is_writable_on_postgres {
+    () => {
+        "current_setting('transaction_read_only') = 'off'"
+    };
+}
+use is_writable_on_postgres;
+
+fn must_be_writable(is_writable: bool) -> Result<(), sqlx::Error> {
+    // After an error like this no connection is kept.
+    if is_writable { Ok(()) } else { Err(sqlx::Error::Protocol("the server may only be read".to_owned())) }
+}
+
 impl Store {
     /// Prepares the pools. A missing SQLite file is made, readable by its owner only; PostgreSQL is not asked yet.
     ///
@@ -298,6 +312,10 @@ impl Store {
     /// The permissions there are.
     pub fn catalogue(&self) -> &Arc<Catalogue> {
         &self.catalogue
+    }
+
+    fn is_postgres(&self) -> bool {
+        matches!(self.db, Db::Postgres(_))
     }
 
     /// Asks the database for a sign of life.

@@ -176,3 +176,15 @@ async fn a_database_file_that_is_replaced_is_not_believed_until_the_next_start()
         assert_eq!(status(&service, KEYS, text(made)).await, 200, "as it was when the backup was made");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_written_holds_nobody_up() {
+    let deaf = ["sh", "-c", "exec \"$0\" 2>/dev/full"];
+    let mut service = Service::start_within(&deaf, &[("MOMAIL_LOG__FILTER", "trace")]);
+    service.wait_until_ready_is(200).await;
+    let key = service.first_key();
+    let made = made(&service, &key).await;
+    assert_eq!(status(&service, KEYS, text(&made)).await, 200);
+    assert_eq!(status(&service, KEYS, "mk_none").await, 401);
+    assert!(service.terminate().success());
+}

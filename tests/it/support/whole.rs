@@ -44,8 +44,9 @@ impl Database {
     pub(crate) fn assert_private(&self) {
         for suffix in ["", "-wal", "-shm"] {
             let path = format!("{}{suffix}", self.path().display());
-            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-            assert_eq!(mode, 0o600, "{path}");
+            // SQLite takes the other two away when nobody uses the file any more.
+            let Ok(file) = std::fs::metadata(&path) else { continue };
+            assert_eq!(file.permissions().mode() & 0o777, 0o600, "{path}");
         }
     }
 }
