@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::task::block_in_place;
-use tokio::time::sleep;
 
 use crate::support::{Database, RawConnection, Service, accounts, on_both_stores, signal, unlimited};
 
