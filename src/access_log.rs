@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use crate::secret::Prefix;
 const WRITE_EVERY: Duration = Duration::from_millis(100);
 /// Whoever reads the log may be slow; requests are not held up for it, and lines beyond this are counted instead of kept.
 const MAX_BUFFERED: usize = 4 << 20;
+/// The end of the process waits for so long at the most until somebody reads the last lines.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
 /// Refusals that are written in a second. With the line that says how many were left out, a flood of bad keys costs a hundred.
 const MAX_REFUSALS: u32 = 99;
 const REFUSALS_ARE_COUNTED_FOR: Duration = Duration::from_secs(1);
@@ -75,11 +77,46 @@ struct Refusals {
     left_out_at: DateTime<Utc>,
 }
 
-/// The thread that writes to standard error. Dropped, it writes what is left.
+/// The log that a serving process writes, which takes all other events as well.
+static EVENTS: RwLock<Option<Arc<AccessLog>>> = RwLock::new(None);
+
+/// Takes events to standard error; while the process serves, behind its lines. Whoever has something to say must not wait for whoever
+/// reads it.
+pub(crate) struct Events;
+
+impl Write for Events {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        match &*EVENTS.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(log) => log.event(event),
+            None => io::stderr().write_all(event)?,
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The thread that writes to standard error. Dropped, it writes what is left, if somebody reads it.
 pub struct Writer {
     log: Arc<AccessLog>,
     thread: Option<JoinHandle<()>>,
     ended: CancellationToken,
+}
+
+/// Dropped at the end of that thread, be it by a panic.
+struct Thread(CancellationToken);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        take_no_events();
+        self.0.cancel();
+    }
+}
+
+fn take_no_events() {
+    *EVENTS.write().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
 impl AccessLog {
@@ -90,12 +127,12 @@ impl AccessLog {
     /// Begins to write.
     pub fn write(self: &Arc<Self>) -> io::Result<Writer> {
         let (log, ended) = (Arc::clone(self), CancellationToken::new());
-        let end = ended.clone().drop_guard();
+        let end = Thread(ended.clone());
         let thread = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            // A panic ends it as well.
             let _end = end;
             log.run();
         })?;
+        *EVENTS.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(self));
         Ok(Writer { log: Arc::clone(self), thread: Some(thread), ended })
     }
 
@@ -144,6 +181,15 @@ impl AccessLog {
         }
     }
 
+    fn event(&self, event: &[u8]) {
+        let mut buffer = self.buffer();
+        if buffer.lines.len() > MAX_BUFFERED {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        } else {
+            buffer.lines.extend_from_slice(event);
+        }
+    }
+
     fn run(&self) {
         let mut lines = Vec::new();
         let mut buffer = self.buffer();
@@ -181,8 +227,10 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.log.buffer().is_closed = true;
         self.log.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        let began = Instant::now();
+        while !thread.is_finished() && began.elapsed() < LAST_LINES_WITHIN {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -190,7 +238,7 @@ impl Drop for Writer {
 impl Line<'_> {
     /// Whether anybody could bring about any number of these.
     fn is_refusal(&self) -> bool {
-        self.refused.is_some() || self.key.is_none() && (400..500).contains(&self.status)
+        self.refused.is_some() || (self.key.is_none() && (400..500).contains(&self.status))
     }
 
     fn push_json(&self, text: &mut Vec<u8>) {

@@ -70,7 +70,7 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     };
     announce(&addresses);
 
-    let outcome = loop {
+    let mut outcome = loop {
         tokio::select! {
             () = signals.first() => break Ok(()),
             ended = &mut start, if !started => match ended.map_err(anyhow::Error::from).flatten() {
@@ -94,7 +94,10 @@ pub async fn run(config: Config, announce: fn(&str)) -> anyhow::Result<()> {
     }
     flush.cancel();
     while let Some((part, ended)) = background.next_end().await {
-        ended.with_context(|| format!("{part} failed"))?;
+        if let Err(error) = ended {
+            tracing::error!("{part} has failed: {error}");
+            outcome = outcome.and(Err(anyhow::Error::new(error).context(format!("{part} has failed"))));
+        }
     }
     store.close();
     drop(access_log);
@@ -253,7 +256,7 @@ async fn prune(app: App, upkeep: Upkeep, stop: CancellationToken) {
                 app.limiter.prune();
                 app.failed_keys.prune();
                 if app.readiness.is_serving() {
-                    upkeep.run().await;
+                    stop.run_until_cancelled(upkeep.run()).await;
                 }
             }
         }

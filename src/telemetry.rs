@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::access_log::Form;
+use crate::access_log::{Events, Form};
 use crate::config::{Log, LogFormat};
 
 /// Something that would be said for each of many requests is said so often at the most.
@@ -17,7 +17,7 @@ pub fn init(log: &Log) {
     let filter = EnvFilter::try_new(&log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let human = access_form(log) == Form::Human;
     // A log that cannot be written has nobody to tell it to: what would be said of that on standard error ends in a panic there.
-    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
+    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Events).log_internal_errors(false);
     // A second call fails, which only a test can make.
     let _ = if human {
         events.with_ansi(io::stderr().is_terminal()).with_target(false).try_init()

@@ -8,6 +8,7 @@ use quick_cache::UnitWeighter;
 use quick_cache::sync::Cache as Map;
 use tokio::sync::Notify;
 
+use super::Share;
 use super::lease::{Forget, Lease, Read};
 use crate::clock::Clock;
 use crate::key::Credential;
@@ -70,7 +71,7 @@ impl Cache {
     }
 
     /// The key with this prefix: from memory while the lease lasts, else from the database. However many ask at once, one reads.
-    pub(super) async fn find(&self, store: &Store, prefix: Prefix) -> Result<Option<Arc<Credential>>> {
+    pub(super) async fn find(&self, store: &Store, prefix: Prefix, share: Share) -> Result<Option<Arc<Credential>>> {
         let began = self.clock.elapsed();
         let is_leased = self.lease.is_valid(began);
         if let Some(known) = self.keys.get(&prefix) {
@@ -88,6 +89,10 @@ impl Cache {
                 }
                 outcome => outcome,
             };
+        }
+        if share == Share::Reserved {
+            // It must not stand behind one that stands in the common line.
+            return self.read(store, prefix).await;
         }
         match self.keys.get_value_or_guard_async(&prefix).await {
             // Somebody else's read may have begun before ours should have, but it was kept only if it is true under our lease.
@@ -152,8 +157,7 @@ impl Cache {
     async fn read(&self, store: &Store, prefix: Prefix) -> Result<Option<Arc<Credential>>> {
         self.misses.fetch_add(1, Ordering::Relaxed);
         let found = store.find_credential(prefix).await;
-        // Who was refused has held nobody up, and others may have a share that is not.
-        if found.as_ref().is_err_and(|error| !matches!(error, StoreError::Overloaded)) {
+        if found.is_err() {
             let now = u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.failed.store(now, Ordering::Relaxed);
         }

@@ -39,7 +39,7 @@ use crate::store::{Store, StoreError};
 pub enum Share {
     /// It stands in line, and is refused where the line is long.
     Common,
-    /// It passes the line: it may end what a key can do.
+    /// It has a line of its own: it may end what a key can do.
     Reserved,
 }
 
@@ -140,8 +140,11 @@ pub enum AuthError {
 /// Says who is calling.
 pub struct Auth {
     store: Store,
-    /// The same for requests with the common share.
-    queued: Store,
+    /// The same for requests, by their share.
+    common: Store,
+    reserved: Store,
+    /// For the look-ups of reserved requests.
+    knocking: Store,
     /// `None` where every request asks the database.
     cache: Option<Arc<Cache>>,
     settler: Settler,
@@ -153,7 +156,8 @@ impl Auth {
     pub fn new(store: Store, cache: Option<CacheSettings>, last_used: LastUsed, clock: Clock) -> Self {
         let cache = cache.map(|settings| Arc::new(Cache::new(settings, clock.clone())));
         let settler = Settler::new(store.clone(), clock.clone());
-        Self { queued: store.queued(), store, cache, settler, last_used, clock }
+        let (reserved, knocking) = (store.for_reserved_requests(true), store.for_reserved_requests(false));
+        Self { common: store.for_requests(), store, reserved, knocking, cache, settler, last_used, clock }
     }
 
     /// What keeps the cache true, if there is one. It must run for the cache to be believed at all.
@@ -190,15 +194,18 @@ impl Auth {
     /// The database as a request with this share may use it.
     pub fn store(&self, share: Share) -> &Store {
         match share {
-            Share::Common => &self.queued,
-            Share::Reserved => &self.store,
+            Share::Common => &self.common,
+            Share::Reserved => &self.reserved,
         }
     }
 
     async fn find(&self, prefix: Prefix, share: Share) -> Result<Option<Arc<Credential>>, StoreError> {
-        let store = self.store(share);
+        let store = match share {
+            Share::Common => &self.common,
+            Share::Reserved => &self.knocking,
+        };
         match &self.cache {
-            Some(cache) => cache.find(store, prefix).await,
+            Some(cache) => cache.find(store, prefix, share).await,
             None => Ok(store.find_credential(prefix).await?.map(Arc::new)),
         }
     }

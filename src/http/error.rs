@@ -21,7 +21,7 @@ use crate::telemetry::Seldom;
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;
 const OVERLOADED_RETRY_AFTER: RangeInclusive<u64> = 1..=3;
 
-/// An outage and an overload refuse thousands of requests a second, all of them for one reason.
+/// An overload refuses thousands of requests a second, all of them for one reason.
 static OVERLOADED: Seldom = Seldom::new();
 
 /// Why a request is refused. Causes of 5xx go to the log and nowhere else.

@@ -8,12 +8,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::App;
 use super::error::ApiError;
 use super::wire::Success;
-use crate::store::{Store, StoreError};
+use crate::store::{BOUND, Store, StoreError};
 
 pub(super) const LIVEZ: &str = "/livez";
 pub(super) const READYZ: &str = "/readyz";
@@ -60,6 +61,11 @@ pub(super) struct Pulse(Mutex<Option<(Instant, bool)>>);
 
 impl Pulse {
     async fn check(&self, store: &Store) -> Result<(), StoreError> {
+        let late = |_| Err(StoreError::Unavailable("it did not answer in time".to_owned()));
+        timeout(BOUND, self.ask(store)).await.unwrap_or_else(late)
+    }
+
+    async fn ask(&self, store: &Store) -> Result<(), StoreError> {
         let came = Instant::now();
         let mut last = self.0.lock().await;
         match *last {

@@ -22,9 +22,9 @@ const WARN: &str = "
         order by id limit $4)
     returning id, account_id, expires_at";
 
-/// One at a time: every change must lock an account before the counter of changes, which is held until the commit.
+/// The condition stands there twice, for a key may be given more time meanwhile. One at a time: every change must lock an account before the counter of changes, which is held until the commit.
 const REMOVE: &str = "
-    delete from api_keys where id in (
+    delete from api_keys where (revoked_at < $1 or expires_at < $1) and id in (
         select id from api_keys where revoked_at < $1 or expires_at < $1 order by id limit 1)
     returning id, account_id";
 

@@ -1,4 +1,4 @@
-//! The line of requests that wait for a connection. It takes nobody who would stand in it for too long.
+//! The lines of requests that wait for a connection. They take nobody who would stand in them for too long.
 //!
 //! When more is asked than a database can answer, a queue without bound answers everybody late, and in the end nobody in time.
 
@@ -14,12 +14,61 @@ use super::{Result, StoreError};
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Whoever stands in line leaves it after this time, whatever was expected.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Of ten connections three are never given to those who stand in the common line: one for each of the other lines, and one for the
+/// service's own work. Of fewer than four, none.
+const KEPT: (usize, usize) = (3, 10);
 /// The pace of the line is judged over the last so much, and not sooner than after half of it: a burst that comes while the
 /// database takes a breath shall not be refused.
 const JUDGED_OVER: Duration = Duration::from_secs(1);
 
+/// The lines before the connections of one pool.
+pub(super) struct Lines {
+    common: Line,
+    knocking: Line,
+    reserved: Line,
+}
+
+/// Where requests wait for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// Nowhere: it is the service's own work, of which there is never much at once.
+    None,
+    Common,
+    /// In a line for what the reserved requests of strangers need: anybody may make any number of these.
+    Knocking,
+    /// In a line for reserved requests whose key has been judged.
+    Reserved,
+}
+
+impl Lines {
+    pub(super) fn over(connections: usize) -> Self {
+        let kept = connections * KEPT.0 / KEPT.1;
+        Self { common: Line::new(connections - kept), knocking: Line::new(1), reserved: Line::new(1) }
+    }
+
+    /// A place, where one is needed.
+    pub(super) async fn place(&self, queue: Queue) -> Result<Option<Place>> {
+        let own = match queue {
+            Queue::None => return Ok(None),
+            Queue::Common => return self.common.enter().await.map(Some),
+            Queue::Knocking => &self.knocking,
+            Queue::Reserved => &self.reserved,
+        };
+        match self.common.place_at_once() {
+            Some(place) => Ok(Some(place)),
+            None => own.enter().await.map(Some),
+        }
+    }
+
+    /// How many wait, and how many were refused so far.
+    pub(super) fn usage(&self) -> (usize, u64) {
+        let usage = [&self.common, &self.knocking, &self.reserved].map(Line::usage);
+        usage.iter().fold((0, 0), |(waiting, refused), line| (waiting + line.0 as usize, refused + line.1))
+    }
+}
+
 /// Those who may use connections at once, and those who wait for them.
-pub(super) struct Line {
+struct Line {
     places: Arc<Semaphore>,
     backlog: Mutex<Backlog>,
 }
@@ -38,7 +87,7 @@ struct Backlog {
 }
 
 impl Line {
-    pub(super) fn new(places: usize) -> Self {
+    fn new(places: usize) -> Self {
         Self { places: Arc::new(Semaphore::new(places)), backlog: Mutex::default() }
     }
 
@@ -46,8 +95,8 @@ impl Line {
     ///
     /// # Errors
     /// [`StoreError::Overloaded`], at once, if that would take too long.
-    pub(super) async fn enter(&self) -> Result<Place> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+    async fn enter(&self) -> Result<Place> {
+        if let Some(place) = self.place_at_once() {
             return Ok(place);
         }
         let waiter = Waiter::join(self)?;
@@ -59,8 +108,13 @@ impl Line {
         Ok(place.expect("nobody closes the semaphore"))
     }
 
+    /// A place, if there is one and nobody waits for it.
+    fn place_at_once(&self) -> Option<Place> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
     /// How many wait, and how many were refused so far.
-    pub(super) fn usage(&self) -> (u32, u64) {
+    fn usage(&self) -> (u32, u64) {
         let backlog = self.backlog();
         (backlog.waiting, backlog.refused)
     }

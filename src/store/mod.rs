@@ -36,6 +36,7 @@ pub use self::changes::{Feed, Followers, Listener, Subject};
 pub use self::edits::Edited;
 pub use self::expiry::Warning;
 use self::file::OwnFile;
+use self::line::Queue;
 pub use self::once::{Carried, Kept, Once};
 use self::pool::Pool;
 pub use self::rotation::{Rotated, SealRotated};
@@ -261,6 +262,8 @@ macro_rules! is_writable_on_postgres {
 }
 use is_writable_on_postgres;
 
+const IS_WRITABLE_ON_POSTGRES: &str = concat!("select ", is_writable_on_postgres!());
+
 fn must_be_writable(is_writable: bool) -> Result<(), sqlx::Error> {
     // After an error like this no connection is kept.
     if is_writable { Ok(()) } else { Err(sqlx::Error::Protocol("the server may only be read".to_owned())) }
@@ -318,21 +321,33 @@ impl Store {
         matches!(self.db, Db::Postgres(_))
     }
 
-    /// Asks the database for a sign of life.
+    /// Asks the database for a sign of life. A server that may only be read gives none.
     pub async fn ping(&self) -> Result<()> {
-        on!(self, read, connection => connection.ping().await)
+        if !self.is_postgres() {
+            return on!(self, read, connection => connection.ping().await);
+        }
+        on!(self, read, connection => {
+            must_be_writable(sqlx::query_scalar(IS_WRITABLE_ON_POSTGRES).fetch_one(&mut *connection).await?)
+        })
     }
 
     /// The same database for requests that are refused, with [`StoreError::Overloaded`], rather than kept waiting for long.
     #[must_use]
-    pub fn queued(&self) -> Self {
-        self.with_queue(true)
+    pub fn for_requests(&self) -> Self {
+        self.with_queue(Queue::Common)
     }
 
-    fn with_queue(&self, is_queued: bool) -> Self {
+    /// The same for those which have a place of their own where the others have taken all. Until their keys have been judged it is
+    /// another one, for strangers may make any number of them.
+    #[must_use]
+    pub fn for_reserved_requests(&self, are_judged: bool) -> Self {
+        self.with_queue(if are_judged { Queue::Reserved } else { Queue::Knocking })
+    }
+
+    fn with_queue(&self, queue: Queue) -> Self {
         let db = match &self.db {
-            Db::Postgres(pool) => Db::Postgres(pool.queued(is_queued)),
-            Db::Sqlite { read, write } => Db::Sqlite { read: read.queued(is_queued), write: write.queued(is_queued) },
+            Db::Postgres(pool) => Db::Postgres(pool.with_queue(queue)),
+            Db::Sqlite { read, write } => Db::Sqlite { read: read.with_queue(queue), write: write.with_queue(queue) },
         };
         Self { db, ..self.clone() }
     }
@@ -357,7 +372,7 @@ impl Store {
                 Db::Postgres(pool) => pool.place().await?,
                 Db::Sqlite { write: pool, .. } => pool.place().await?,
             };
-            let work = work(self.with_queue(false));
+            let work = work(self.with_queue(Queue::None));
             let task = tokio::spawn(async move {
                 let outcome = work.await;
                 drop(place);

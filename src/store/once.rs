@@ -21,7 +21,7 @@ pub(super) const KEEP: &str = "
     set request_hash = excluded.request_hash, sealed = excluded.sealed, created_at = excluded.created_at";
 
 const SWEEP: &str = "
-    delete from idempotent_answers where (account_id, key_hash) in (
+    delete from idempotent_answers where created_at <= $1 and (account_id, key_hash) in (
         select account_id, key_hash from idempotent_answers where created_at <= $1 limit $2)";
 
 /// A request that its client may send again.

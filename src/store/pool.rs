@@ -13,13 +13,11 @@ use sqlx::{Connection, Database};
 use tokio::time::{sleep, timeout};
 
 use super::file::OwnFile;
-use super::line::{Line, Place};
+use super::line::{Lines, Place, Queue};
 use super::trouble::Trouble;
 use super::{BOUND, Connections, Result, StoreError};
 
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// One connection of so many is never given to those who stand in line.
-const RESERVED_OF: usize = 5;
 /// A connection used less than this long ago is taken to be alive.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// A server that has no place for another connection is not asked for one again before this time.
@@ -35,15 +33,15 @@ type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 pub(super) struct Pool<DB: Database> {
     connections: deadpool::managed::Pool<Connector<DB>>,
-    line: Arc<Line>,
-    /// Whether whoever asks for a connection stands in line first.
-    is_queued: bool,
+    lines: Arc<Lines>,
+    /// Where whoever asks for a connection stands first.
+    queue: Queue,
 }
 
 /// Derived, it would ask that `DB` itself can be cloned.
 impl<DB: Database> Clone for Pool<DB> {
     fn clone(&self) -> Self {
-        Self { connections: self.connections.clone(), line: Arc::clone(&self.line), is_queued: self.is_queued }
+        Self { connections: self.connections.clone(), lines: Arc::clone(&self.lines), queue: self.queue }
     }
 }
 
@@ -79,18 +77,18 @@ impl<DB: Database> Pool<DB> {
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with time limits was given a runtime");
-        let line = Arc::new(Line::new(max_connections - max_connections / RESERVED_OF));
-        Self { connections, line, is_queued: false }
+        let lines = Lines::over(max_connections);
+        Self { connections, lines: Arc::new(lines), queue: Queue::None }
     }
 
-    /// The same connections for those who stand in line for them.
-    pub(super) fn queued(&self, is_queued: bool) -> Self {
-        Self { is_queued, ..self.clone() }
+    /// The same connections for those who stand in this queue.
+    pub(super) fn with_queue(&self, queue: Queue) -> Self {
+        Self { queue, ..self.clone() }
     }
 
     /// A place in front of the line, where one is needed.
     pub(super) async fn place(&self) -> Result<Option<Place>> {
-        if self.is_queued { self.line.enter().await.map(Some) } else { Ok(None) }
+        self.lines.place(self.queue).await
     }
 
     pub(super) async fn lease(&self) -> Result<Lease<DB>> {
@@ -129,8 +127,8 @@ impl<DB: Database> Pool<DB> {
 
     pub(super) fn usage(&self) -> Connections {
         let status = self.connections.status();
-        let (waiting, refused) = self.line.usage();
-        Connections { open: status.size, idle: status.available, waiting: status.waiting + waiting as usize, refused }
+        let (waiting, refused) = self.lines.usage();
+        Connections { open: status.size, idle: status.available, waiting: status.waiting + waiting, refused }
     }
 
     pub(super) fn close(&self) {

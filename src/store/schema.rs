@@ -76,12 +76,18 @@ pub struct Migrated {
 pub(super) async fn migrate(source: &Source) -> Result<Migrated> {
     match source {
         Source::Postgres(options) => migrate_postgres(options).await,
-        Source::Sqlite(options) => loop {
-            if let Some(migrated) = migrate_sqlite(options).await? {
-                return Ok(migrated);
+        Source::Sqlite(options) => {
+            let mut is_told = false;
+            loop {
+                if let Some(migrated) = migrate_sqlite(options).await? {
+                    return Ok(migrated);
+                }
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!("waiting for another process that holds the lock of the database file");
+                }
+                sleep(LOCK_RETRY).await;
             }
-            sleep(LOCK_RETRY).await;
-        },
+        }
     }
 }
 

@@ -24,7 +24,8 @@ pub(super) struct Trouble {
 #[derive(Default)]
 struct Last {
     failed: Option<Instant>,
-    told: Option<(Instant, String)>,
+    /// The causes that were told, and when.
+    told: Vec<(String, Instant)>,
 }
 
 impl Trouble {
@@ -45,13 +46,11 @@ impl Trouble {
         let now = Instant::now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.failed = Some(now);
-        let is_due = last.told.as_ref().is_none_or(|(at, told)| {
-            let since = now - *at;
-            since >= REPEATED_AFTER || (since >= PAUSE && told != cause)
-        });
-        if is_due {
+        last.told.retain(|(_, at)| now - *at < REPEATED_AFTER);
+        let is_known = last.told.iter().any(|(told, at)| told == cause || now - *at < PAUSE);
+        if !is_known {
             tracing::warn!(cause, "{}", self.begins);
-            last.told = Some((now, cause.to_owned()));
+            last.told.push((cause.to_owned(), now));
         }
         self.is_there.store(true, Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::task::block_in_place;
@@ -35,18 +35,22 @@ async fn back_up_under_load(database: &Database, folder: &Path, commands: &str) 
     let mut service = Service::start(&unlimited(&database.url));
     service.wait_until_ready_is(200).await;
     let load = Load::on_record(&ledger, &service.public, &keys, PAUSE);
-    while ledger.promises().revoked.len() < 2 * WRITERS {
-        sleep(Duration::from_millis(20)).await;
-    }
+    wait_for_revoked(&ledger, 2 * WRITERS).await;
     let before = ledger.promises();
     block_in_place(|| type_well(folder, database, commands));
     let then = ledger.promises().revoked.len();
-    while ledger.promises().revoked.len() < then + 2 * WRITERS {
-        sleep(Duration::from_millis(20)).await;
-    }
+    wait_for_revoked(&ledger, then + 2 * WRITERS).await;
     load.end().await;
     block_in_place(|| service.terminate());
     Told { before, all: ledger.promises() }
+}
+
+async fn wait_for_revoked(ledger: &Ledger, number: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ledger.promises().revoked.len() < number {
+        assert!(Instant::now() < deadline, "nobody revokes");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn is_private(path: &Path) -> bool {

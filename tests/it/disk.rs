@@ -2,6 +2,7 @@
 //! again by itself.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
@@ -187,4 +188,22 @@ async fn a_log_that_cannot_be_written_holds_nobody_up() {
     assert_eq!(status(&service, KEYS, text(&made)).await, 200);
     assert_eq!(status(&service, KEYS, "mk_none").await, 401);
     assert!(service.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("log");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // Opened both ways, so that nobody waits for the other end. It holds 64 KiB.
+    let _reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let script = format!("exec \"$0\" 2>'{}'", pipe.display());
+    let mut service = Service::start_within(&["sh", "-c", &script], &[("MOMAIL_LOG__FILTER", "trace")]);
+    service.wait_until_ready_is(200).await;
+    for _ in 0..1_000 {
+        assert_eq!(status(&service, "/livez", "").await, 200);
+    }
+    let began = Instant::now();
+    assert!(service.terminate().success());
+    assert!(began.elapsed() < LONGEST_RECOVERY, "{:?}", began.elapsed());
 }

@@ -122,6 +122,11 @@ async fn a_start_that_waits_for_somebodys_lock_can_be_stopped_and_keeps_no_lock(
                 where datname = current_database() and wait_event_type = 'Lock'";
             wait_until_none(&empty, waits).await;
         } else {
+            // It has something to say as soon as it hears of signals.
+            let deadline = Instant::now() + PATIENCE;
+            while service.logs().is_empty() && Instant::now() < deadline {
+                sleep(Duration::from_millis(10)).await;
+            }
             sleep(Duration::from_millis(300)).await;
         }
         let told = Instant::now();

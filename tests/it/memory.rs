@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{TimeZone, Utc};
@@ -104,14 +103,10 @@ fn a_million_clients_with_forged_keys_are_remembered_only_up_to_a_bound() {
 
 /// The longest that a judgement took while `prune` ran beside it.
 fn longest_wait(prune: impl FnOnce() + Send, goes: impl Fn() -> bool) -> Duration {
-    let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            prune();
-            is_done.store(true, Ordering::SeqCst);
-        });
+        let pruning = scope.spawn(prune);
         let mut longest = Duration::ZERO;
-        while !is_done.load(Ordering::SeqCst) {
+        while !pruning.is_finished() {
             let began = Instant::now();
             goes();
             longest = longest.max(began.elapsed());

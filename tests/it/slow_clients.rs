@@ -252,8 +252,10 @@ async fn more_connections_than_there_are_descriptors_leave_some_for_health_check
     let key = service.first_key();
     let crowd = join_all((0..descriptors + 100).map(|_| RawConnection::open(&service.public))).await;
     let cap = f64::from(u32::try_from(descriptors).unwrap()) * 0.75;
+    let deadline = Instant::now() + SLACK;
     // The one that asks is open as well.
     while service.metric("http_connections", &[]).await < cap {
+        assert!(Instant::now() < deadline, "not as many are taken as may be\n{}", service.logs());
         sleep(Duration::from_millis(10)).await;
     }
     for path in ["/livez", "/readyz", "/metrics"] {

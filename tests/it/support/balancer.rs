@@ -28,6 +28,7 @@ impl Balancer {
             (1..).zip(replicas).map(|(n, address)| format!("server keys-{n} {address} check")).collect();
         let configuration = format!(
             "global
+    maxconn 1000
     log stdout format raw local0
 defaults
     mode http

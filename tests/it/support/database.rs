@@ -326,11 +326,12 @@ impl Drop for PrivatePostgres {
 /// Sends a signal to processes that this test started.
 pub(crate) fn signal(name: &str, pids: &[u32]) {
     // A backend may have ended meanwhile, so the outcome says nothing.
-    let _ = Command::new("kill")
+    let told = Command::new("kill")
         .arg(format!("-{name}"))
         .args(pids.iter().map(u32::to_string))
         .stderr(Stdio::null())
         .status();
+    told.expect("there is a program kill");
 }
 
 /// PostgreSQL refuses to run as root, so root runs it as its own user.

@@ -55,7 +55,10 @@ impl Disk {
         }
         command.args(["sh", "-c", &script]).arg(Service::program()).arg(self.directory.path());
         let url = format!("sqlite://{}", self.file().display());
-        let settings = [&UNLIMITED[..], &[("DATABASE_URL", url.as_str()), ("MOMAIL_PLANS__PRO__MAX_KEYS", "100000")]];
+        let others =
+            [("DATABASE_URL", url.as_str()), ("MOMAIL_PLANS__PRO__MAX_KEYS", "100000"), ("MOMAIL_LOG__FILTER", "warn")];
+        // The log as well must stay below the limit.
+        let settings = [&UNLIMITED[..], &others];
         let mut service = Service::spawn_as(command, &settings.concat());
         service.wait_until_it_listens();
         service

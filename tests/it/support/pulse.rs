@@ -39,7 +39,7 @@ impl Pulse {
     pub(crate) async fn assert_steady(self) {
         self.stop.cancel();
         let (beats, slowest) = self.watch.await.unwrap();
-        eprintln!("alive {beats} times of {beats}, the slowest after {slowest:?}");
+        eprintln!("alive {beats} times, the slowest after {slowest:?}");
         assert!(beats > 0);
     }
 }
