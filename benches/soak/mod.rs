@@ -19,7 +19,7 @@ use super::accounts::Accounts;
 use super::open_loop::{Log, Span};
 use super::postgres::Postgres;
 use super::redis::Redis;
-use super::rows::Setup;
+use super::rows::{Memory, Setup};
 use super::service::Fleet;
 use super::world::World;
 use super::{Plan, progress};
@@ -33,9 +33,12 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 const AHEAD: Duration = Duration::from_secs(1);
 
 /// SQLite first: when a service is started, the replicas that were on PostgreSQL before are forgotten.
+/// Keys in memory: so few that it is full before the time that counts, for to fill up is not to leak.
+const KEPT: Memory = Memory::AtMost(2_000);
+
 const DEPLOYMENTS: [(&str, Setup); 2] = [
-    ("SQLite", Setup { on_sqlite: true, behind_proxy: true, ..Setup::USUAL }),
-    ("PostgreSQL", Setup { replicas: 2, shares_limits: true, behind_proxy: true, ..Setup::USUAL }),
+    ("SQLite", Setup { on_sqlite: true, behind_proxy: true, memory: KEPT, ..Setup::USUAL }),
+    ("PostgreSQL", Setup { replicas: 2, shares_limits: true, behind_proxy: true, memory: KEPT, ..Setup::USUAL }),
 ];
 
 /// For how long the service is watched.
