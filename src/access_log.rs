@@ -64,6 +64,8 @@ pub struct AccessLog {
 #[derive(Default)]
 struct Buffer {
     lines: Vec<u8>,
+    /// Whether the lines shall be written at once.
+    is_urgent: bool,
     is_closed: bool,
     refusals: Refusals,
 }
@@ -187,6 +189,9 @@ impl AccessLog {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         } else {
             buffer.lines.extend_from_slice(event);
+            // There are few of these, and somebody may be waiting to see them.
+            buffer.is_urgent = true;
+            self.wake.notify_one();
         }
     }
 
@@ -197,6 +202,7 @@ impl AccessLog {
             #[cfg(feature = "flawed")]
             crate::tasks::flaw::panic_if_told(crate::tasks::Part::AccessLog);
             let is_closed = buffer.is_closed;
+            buffer.is_urgent = false;
             self.end_count(&mut buffer, is_closed);
             std::mem::swap(&mut lines, &mut buffer.lines);
             drop(buffer);
@@ -206,7 +212,9 @@ impl AccessLog {
             if is_closed {
                 return;
             }
-            let waited = self.wake.wait_timeout_while(self.buffer(), WRITE_EVERY, |buffer| !buffer.is_closed);
+            let waited = self
+                .wake
+                .wait_timeout_while(self.buffer(), WRITE_EVERY, |buffer| !buffer.is_closed && !buffer.is_urgent);
             buffer = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -145,6 +145,8 @@ impl Service {
 
     /// What it wrote to standard error.
     pub(crate) fn logs(&self) -> String {
+        // The thread that writes it has its turn in a moment.
+        std::thread::sleep(Duration::from_millis(50));
         fs::read_to_string(self.directory.path().join("stderr")).unwrap()
     }
 
