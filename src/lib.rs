@@ -8,7 +8,8 @@
 //! ```text
 //! main → cli → serve → upkeep, server → http → auth → store → key, account → secret, permission, id
 //!                │                │ └→ limit, metrics
-//!                └→ config, telemetry
+//!                │                ├→ access_log, seldom
+//!                └→ tasks, config, telemetry → access_log
 //! ```
 //!
 //! - [`secret`] is the text its holder has, [`key`] the thing in the database, [`auth::Caller`] the proof that a secret was shown,
@@ -35,6 +36,7 @@ pub mod limit;
 pub mod metrics;
 pub mod permission;
 pub mod secret;
+mod seldom;
 pub mod serve;
 pub mod server;
 pub mod store;

@@ -1,16 +1,11 @@
 //! Where events go: to standard error, as JSON or for people.
 
 use std::io::{self, IsTerminal};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
 use crate::access_log::{Events, Form};
 use crate::config::{Log, LogFormat};
-
-/// Something that would be said for each of many requests is said so often at the most.
-const SELDOM: Duration = Duration::from_secs(1);
 
 /// Sends the process's events to standard error from now on. Calling it twice changes nothing.
 pub fn init(log: &Log) {
@@ -32,26 +27,5 @@ pub fn access_form(log: &Log) -> Form {
         LogFormat::Human => Form::Human,
         LogFormat::Auto if io::stderr().is_terminal() => Form::Human,
         LogFormat::Auto | LogFormat::Json => Form::Json,
-    }
-}
-
-/// Lets one line through from time to time, and counts those that it keeps back.
-pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
-
-impl Seldom {
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new((None, 0)))
-    }
-
-    /// Whether it is time for a line; if so, how many were kept back before it.
-    pub(crate) fn turn(&self) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, unsaid) = &mut *state;
-        if last.is_some_and(|last| last.elapsed() < SELDOM) {
-            *unsaid += 1;
-            return None;
-        }
-        *last = Some(Instant::now());
-        Some(std::mem::take(unsaid))
     }
 }

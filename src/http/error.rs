@@ -14,8 +14,8 @@ use utoipa::ToSchema;
 use super::wire;
 use crate::auth::{AuthError, Denial};
 use crate::limit::Quota;
+use crate::seldom::Seldom;
 use crate::store::StoreError;
-use crate::telemetry::Seldom;
 
 /// How long clients should wait for what will soon have passed, in seconds.
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;

@@ -29,7 +29,7 @@ const LOOKS_DOWN: [(&str, &[&str]); 6] = [
     ("store/", &["crate::auth", "crate::http", "crate::limit", "crate::config", "crate::clock"]),
     ("limit/", &["crate::http", "crate::store", "crate::auth", "crate::config"]),
     ("auth/", &["crate::http", "crate::limit", "crate::config", "crate::server"]),
-    ("http/", &["crate::config", "crate::server", "crate::serve", "crate::cli"]),
+    ("http/", &["crate::telemetry", "crate::config", "crate::server", "crate::serve", "crate::cli"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
