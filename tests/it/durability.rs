@@ -115,7 +115,8 @@ async fn sixty_four_writers_and_their_readers_never_find_sqlite_locked() {
     eprintln!("{} creates, p99 {p99:?}; {} reads", times.len(), reads.iter().sum::<u32>());
     // Nothing takes longer than the bound of the store, however slow the disk is.
     assert!(times.len() > 64 && p99 < Duration::from_millis(3_500), "{p99:?}");
-    eprintln!("{} refused, {} by the line", refused.into_inner(), app.store.connections().refused);
+    // A slow disk may make the line too long. Nobody who stood in it found the file locked.
+    assert_eq!(refused.into_inner(), app.store.connections().refused);
     let list = app.send(crate::support::request(Method::GET, KEYS, &writer)).await;
     assert_eq!(list.body["meta"]["total"], times.len() + 1);
 }
