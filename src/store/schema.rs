@@ -13,15 +13,16 @@ use tokio::time::{sleep, timeout};
 use super::pool::is_busy;
 use super::{BOUND, Result, Store, StoreError, on};
 
-/// Version, description and text; the numbers and names are the same in both folders of `migrations/`.
+/// Version, description and text; a file's name is its version in four digits and its description, the same in both folders of
+/// `migrations/`.
 type Migrations = &'static [(i64, &'static str, &'static str)];
 
 macro_rules! migrations {
-    ($engine:literal: $(($version:literal, $name:literal)),+ $(,)?) => {
+    ($engine:literal: $(($version:literal, $digits:literal, $name:literal)),+ $(,)?) => {
         &[$((
             $version,
             $name,
-            include_str!(concat!("../../migrations/", $engine, "/000", $version, "_", $name, ".sql")),
+            include_str!(concat!("../../migrations/", $engine, "/", $digits, "_", $name, ".sql")),
         )),+]
     };
 }
@@ -34,15 +35,15 @@ macro_rules! both_engines {
 }
 
 both_engines!(
-    (1, "accounts_and_keys"),
-    (2, "change_feed"),
-    (3, "permissions"),
-    (4, "disabled_keys"),
-    (5, "names_by_bytes"),
-    (6, "idempotent_answers"),
-    (7, "events"),
-    (8, "usage"),
-    (9, "expiry")
+    (1, "0001", "accounts_and_keys"),
+    (2, "0002", "change_feed"),
+    (3, "0003", "permissions"),
+    (4, "0004", "disabled_keys"),
+    (5, "0005", "names_by_bytes"),
+    (6, "0006", "idempotent_answers"),
+    (7, "0007", "events"),
+    (8, "0008", "usage"),
+    (9, "0009", "expiry")
 );
 
 /// Where sqlx notes what it has applied.
