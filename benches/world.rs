@@ -133,7 +133,7 @@ impl<'a> World<'a> {
 
     /// Clears away what rows have left behind, which PostgreSQL would do in the middle of another.
     pub(crate) async fn tidy(&mut self) -> anyhow::Result<()> {
-        let tables = ["accounts", "api_keys", "key_secrets", "changes", "change_counter", "replicas"];
+        let tables = ["accounts", "api_keys", "key_secrets", "changed", "change_feed", "replicas", "replica_progress"];
         let vacuum = AssertSqlSafe(format!("vacuum {}", tables.join(", ")));
         sqlx::query(vacuum).execute(&mut self.session).await?;
         Ok(())

@@ -31,7 +31,7 @@ use crate::accounts::LIMIT;
 
 const FIND_CREDENTIAL: &str = "
     select s.hash, k.id, k.account_id, a.plan, k.expires_at, k.revoked_at, s.last_used_at,
-           (select n from change_counter), k.permissions, k.disabled_at, s.retires_at
+           (select n from change_feed order by n desc limit 1), k.permissions, k.disabled_at, s.retires_at
     from key_secrets s
     join api_keys k on k.id = s.key_id
     join accounts a on a.id = k.account_id

@@ -1,19 +1,25 @@
 //! Keys kept near, under a lease, and how they are found. Whether a key is live is not decided here.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use quick_cache::UnitWeighter;
-use quick_cache::sync::Cache as Map;
+use quick_cache::sync::{Cache as Map, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter};
 use tokio::sync::Notify;
 
 use super::Share;
-use super::lease::{Forget, Lease, Read};
+use super::lease::{Asked, Forget, Lease, Read};
 use crate::clock::Clock;
 use crate::key::Credential;
 use crate::secret::Prefix;
-use crate::store::{BOUND, Feed, Result, Store, StoreError, Subject};
+use crate::store::{BOUND, Feed, FeedPosition, Result, Store, StoreError, Subject};
+
+/// Keys in one part of the map at the most. A part is locked while it is searched for what a bulk change has made untrue.
+const KEYS_A_SHARD: usize = 1_024;
+/// Changes of single keys up to so many are applied at once, and more of them off the threads that answer requests.
+const FEW_CHANGES: usize = 100;
 
 /// How keys are kept in memory.
 #[derive(Clone, Copy, Debug)]
@@ -62,12 +68,9 @@ pub struct CacheUse {
 
 impl Cache {
     pub(super) fn new(settings: CacheSettings, clock: Clock) -> Self {
-        // The map takes memory as it fills.
-        const EXPECTED: usize = 1_000;
-        let keys = Map::with_weighter(EXPECTED.min(settings.max_keys), settings.max_keys as u64, UnitWeighter);
         let (hits, misses, stale, is_told, failed) = Default::default();
         let (lease, changed) = (Lease::new(), Notify::new());
-        Self { keys, lease, clock, settings, changed, hits, misses, stale, is_told, failed }
+        Self { keys: new_map(settings.max_keys), lease, clock, settings, changed, hits, misses, stale, is_told, failed }
     }
 
     /// The key with this prefix: from memory while the lease lasts, else from the database. However many ask at once, one reads.
@@ -129,17 +132,33 @@ impl Cache {
         }
     }
 
-    pub(super) fn applied(&self) -> Option<i64> {
+    pub(super) fn applied(&self) -> Option<FeedPosition> {
         self.lease.latest()
     }
 
-    /// Applies what the feed said to a question sent at `asked`, and believes memory from then on.
-    pub(super) fn apply(&self, feed: &Feed, asked: Duration) {
+    /// To be called before a question is sent to the feed.
+    pub(super) fn ask(&self) -> Asked {
+        self.lease.ask(self.clock.elapsed(), self.settings.lease)
+    }
+
+    /// Applies what the feed answered to a question, and renews the lease.
+    pub(super) async fn apply(self: &Arc<Self>, feed: Feed, asked: Asked) {
         self.is_told.store(false, Ordering::Relaxed);
-        let until = asked + self.settings.lease;
-        self.lease.apply(feed, self.clock.elapsed(), until, |forget| match forget {
+        let is_of_keys = feed.changes.iter().all(|(_, subject)| matches!(subject, Subject::Secret(_)));
+        if feed.is_complete && is_of_keys && feed.changes.len() <= FEW_CHANGES {
+            return self.apply_now(&feed, asked);
+        }
+        // All of memory is searched, which takes some milliseconds.
+        let cache = Arc::clone(self);
+        if tokio::task::spawn_blocking(move || cache.apply_now(&feed, asked)).await.is_err() {
+            tracing::error!("changes could not be applied to the keys in memory");
+        }
+    }
+
+    fn apply_now(&self, feed: &Feed, asked: Asked) {
+        self.lease.apply(feed, asked, self.clock.elapsed(), |forget| match forget {
             Forget::Everything => self.keys.clear(),
-            Forget::These(changes) => changes.iter().for_each(|(n, subject)| self.forget(*n, *subject)),
+            Forget::These(changes) => self.forget(changes),
         });
     }
 
@@ -147,10 +166,18 @@ impl Cache {
         self.lease.end();
     }
 
-    fn forget(&self, n: i64, subject: Subject) {
-        match subject {
-            Subject::Secret(prefix) => drop(self.keys.remove_if(&prefix, |known| known.as_of < n)),
-            Subject::Account(account) => self.keys.retain(|_, known| known.account_id != account || known.as_of >= n),
+    /// One pass for all accounts among the changes.
+    fn forget(&self, changes: &[(i64, Subject)]) {
+        let mut accounts = HashMap::new();
+        for (n, subject) in changes {
+            match subject {
+                Subject::Secret(prefix) => drop(self.keys.remove_if(prefix, |known| known.as_of < *n)),
+                // The numbers ascend: the last one is the greatest.
+                Subject::Account(account) => drop(accounts.insert(*account, *n)),
+            }
+        }
+        if !accounts.is_empty() {
+            self.keys.retain(|_, known| accounts.get(&known.account_id).is_none_or(|n| known.as_of >= *n));
         }
     }
 
@@ -173,4 +200,18 @@ impl Cache {
         self.settings.stale_grace > Duration::ZERO
             && self.clock.elapsed() < self.lease.until() + self.settings.stale_grace
     }
+}
+
+/// A map that takes memory as it fills, in parts that are each searched in far less than a millisecond.
+fn new_map(max_keys: usize) -> Map<Prefix, Arc<Credential>> {
+    /// The map has no part for fewer keys than these.
+    const SMALLEST_SHARD: usize = 32;
+    let shards = max_keys.div_ceil(KEYS_A_SHARD).next_power_of_two();
+    let options = OptionsBuilder::new()
+        .shards(shards)
+        .estimated_items_capacity((shards * SMALLEST_SHARD).min(max_keys))
+        .weight_capacity(max_keys as u64)
+        .build()
+        .expect("both capacities are given");
+    Map::with_options(options, UnitWeighter, DefaultHashBuilder::default(), DefaultLifecycle::default())
 }

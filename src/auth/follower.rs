@@ -1,6 +1,7 @@
 //! Keeps a replica's memory true: follows the feed of changes, renews the lease, and keeps the replica on the list of those who
 //! are waited for.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
@@ -12,12 +13,15 @@ use uuid::Uuid;
 
 use super::cache::Cache;
 use crate::clock::Clock;
-use crate::store::{Result, Store, StoreError};
+use crate::store::{FeedPosition, Heartbeat, Result, Store, StoreError};
 
 /// How often a replica says that it is there, even if nothing has changed.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A replica that could not say so for this long believes nothing until it is on the list again.
 const SELF_FENCE: Duration = Duration::from_secs(30);
+/// A replica whose heartbeat stands still for this long, by the clock of the one that looks, is taken off the list: by then it has
+/// believed nothing for [`SELF_FENCE`]. Clocks that are set forward or back play no part.
+const REMOVED_AFTER: Duration = Duration::from_secs(60);
 const RELISTEN_AFTER: Duration = Duration::from_secs(1);
 const RELISTEN_AT_LEAST: Duration = Duration::from_mins(30);
 
@@ -30,12 +34,15 @@ pub struct Follower {
     /// When this replica last said that it is there; `None` while it is not on the list.
     renewed: Option<Duration>,
     tidied: Duration,
-    reported: Option<i64>,
+    reported: Option<FeedPosition>,
+    /// The last heartbeat of each replica, and when this one first saw it, by its own clock.
+    seen: HashMap<Uuid, (Heartbeat, Duration)>,
 }
 
 impl Follower {
     pub(super) fn new(cache: Arc<Cache>, store: Store, clock: Clock) -> Self {
-        Self { cache, store, clock, replica: Uuid::now_v7(), renewed: None, tidied: Duration::ZERO, reported: None }
+        let (replica, tidied) = (Uuid::now_v7(), Duration::ZERO);
+        Self { cache, store, clock, replica, renewed: None, tidied, reported: None, seen: HashMap::new() }
     }
 
     /// Runs until `stop`, and takes the replica off the list.
@@ -73,22 +80,39 @@ impl Follower {
         if self.renewed.is_none_or(|renewed| self.clock.elapsed().saturating_sub(renewed) >= SELF_FENCE) {
             self.register().await?;
         }
-        let asked = self.clock.elapsed();
-        // Without a lease the database may have become another one meanwhile, where the same numbers mean other changes.
-        let applied = self.cache.applied().filter(|_| self.cache.is_leased());
-        let feed = self.store.follow(applied, self.replica).await?;
+        let asked = self.cache.ask();
+        let feed = self.store.follow(self.cache.applied(), self.replica).await?;
         if !feed.is_registered {
             self.forget_registration();
             return Err(StoreError::Unavailable("this replica was taken off the list".to_owned()));
         }
-        self.cache.apply(&feed, asked);
-        let is_due = self.renewed.is_none_or(|renewed| self.clock.elapsed().saturating_sub(renewed) >= HEARTBEAT);
-        if is_due || self.reported != Some(feed.latest) {
-            self.renew(feed.latest).await?;
+        let (latest, as_before) = (feed.latest, feed.has_earlier_replicas);
+        self.cache.apply(feed, asked).await;
+        if self.reported != Some(latest) {
+            self.store.report_progress(self.replica, latest, as_before).await?;
+            self.reported = Some(latest);
+        }
+        if self.renewed.is_none_or(|renewed| self.clock.elapsed().saturating_sub(renewed) >= HEARTBEAT) {
+            self.renew(latest.n).await?;
         }
         if self.clock.elapsed().saturating_sub(self.tidied) >= HEARTBEAT {
             self.tidied = self.clock.elapsed();
-            self.store.tidy_changes().await?;
+            self.remove_silent().await?;
+            self.store.trim_changes().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes those off the list whose heartbeat has not changed for long enough.
+    async fn remove_silent(&mut self) -> Result<()> {
+        let (now, before) = (self.clock.elapsed(), std::mem::take(&mut self.seen));
+        for (replica, heartbeat) in self.store.heartbeats().await? {
+            let since = before.get(&replica).filter(|(seen, _)| *seen == heartbeat).map_or(now, |(_, since)| *since);
+            if now.saturating_sub(since) >= REMOVED_AFTER {
+                self.store.remove_silent_replica(replica, heartbeat).await?;
+            } else {
+                self.seen.insert(replica, (heartbeat, since));
+            }
         }
         Ok(())
     }
@@ -96,8 +120,9 @@ impl Follower {
     async fn register(&mut self) -> Result<()> {
         let lease_ms = i64::try_from(self.cache.settings.lease.as_millis()).unwrap_or(i64::MAX);
         let asked = self.clock.elapsed();
-        self.store.register_replica(self.replica, self.cache.applied().unwrap_or(0), lease_ms).await?;
+        self.store.register_replica(self.replica, lease_ms).await?;
         self.renewed = Some(asked);
+        self.reported = None;
         Ok(())
     }
 
@@ -105,7 +130,6 @@ impl Follower {
         let asked = self.clock.elapsed();
         if self.store.renew_replica(self.replica, applied).await? {
             self.renewed = Some(asked);
-            self.reported = Some(applied);
         } else {
             self.forget_registration();
         }

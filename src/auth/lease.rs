@@ -10,10 +10,13 @@ use std::time::Duration;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::id::AccountId;
 use crate::secret::Prefix;
-use crate::store::{Feed, Subject};
+use crate::store::{Feed, FeedPosition, Subject};
 
 /// Changes are remembered for so long after they were applied. What a read that began before then has found is not kept.
 pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+
+/// Changes that are noted, or dropped, under one hold of the lock, which every fill needs: well under a millisecond.
+const AT_ONCE: usize = 500;
 
 /// The lease and the changes that were applied lately.
 pub(super) struct Lease {
@@ -25,9 +28,13 @@ pub(super) struct Lease {
 #[derive(Default)]
 struct Applied {
     /// `None` before the first answer: then whatever was missed, was missed.
-    latest: Option<i64>,
-    /// Nothing read before this change is kept: something was missed, and nobody knows what.
+    latest: Option<FeedPosition>,
+    /// Nothing read before this change is kept: something was missed, and it is not known what.
     floor: i64,
+    /// Nor what was asked for before this instant, when numbers may have belonged to another history.
+    reset_at: Duration,
+    /// How often a lease was ended. Answers to questions from before do not renew it.
+    ended: u64,
     recent: HashMap<Subject, i64>,
     order: VecDeque<(Duration, i64, Subject)>,
 }
@@ -39,6 +46,13 @@ pub(super) struct Read {
     pub(super) account: AccountId,
     pub(super) as_of: i64,
     pub(super) asked: Duration,
+}
+
+/// A question to the feed: until when its answer gives a lease, and which leases were ended before it was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    until: Duration,
+    ended: u64,
 }
 
 /// What must leave memory before a lease is renewed.
@@ -67,9 +81,14 @@ impl Lease {
         Duration::from_micros(self.until.load(Ordering::Acquire))
     }
 
-    /// The number of the last change that was applied, if any ever was.
-    pub(super) fn latest(&self) -> Option<i64> {
+    /// The last change that was applied, if any ever was.
+    pub(super) fn latest(&self) -> Option<FeedPosition> {
         self.applied().latest
+    }
+
+    /// To be called before a question is sent to the feed whose answer gives a lease of this length.
+    pub(super) fn ask(&self, now: Duration, length: Duration) -> Asked {
+        Asked { until: now + length, ended: self.applied().ended }
     }
 
     /// Keeps what was read, unless a change applied meanwhile may have made it untrue.
@@ -80,7 +99,7 @@ impl Lease {
             .iter()
             .filter_map(|subject| applied.recent.get(subject).copied())
             .fold(applied.floor, i64::max);
-        let is_fresh = now.saturating_sub(read.asked) < REMEMBERED_FOR;
+        let is_fresh = now.saturating_sub(read.asked) < REMEMBERED_FOR && read.asked >= applied.reset_at;
         let is_true = is_fresh && (read.as_of >= newest || cfg!(feature = "flaw-fill"));
         if is_true {
             keep();
@@ -88,26 +107,34 @@ impl Lease {
         is_true
     }
 
-    /// Applies what the feed said: has the changes forgotten, and only then renews the lease until `until`.
-    pub(super) fn apply(&self, feed: &Feed, now: Duration, until: Duration, forget: impl FnOnce(Forget<'_>)) {
-        let mut applied = self.applied();
+    /// Applies what the feed answered, and renews the lease from when the question was sent.
+    ///
+    /// 1. Notes the changes, so that no read from before them is kept from now on.
+    /// 2. Has them forgotten, without the lock, since that takes as long as memory is large. What is kept meanwhile is newer.
+    /// 3. Renews the lease, unless it was ended since the question was sent.
+    pub(super) fn apply(&self, feed: &Feed, asked: Asked, now: Duration, forget: impl FnOnce(Forget<'_>)) {
         if feed.is_complete {
-            for (n, subject) in &feed.changes {
-                applied.recent.insert(*subject, *n);
-                applied.order.push_back((now, *n, *subject));
+            for changes in feed.changes.chunks(AT_ONCE) {
+                self.applied().note(changes, now);
             }
             forget(Forget::These(&feed.changes));
         } else {
-            applied.floor = feed.latest;
+            let before = self.applied().reset(feed.latest.n, now);
+            drop(before);
             forget(Forget::Everything);
         }
+        while self.applied().drop_old(now) {}
+        let mut applied = self.applied();
         applied.latest = Some(feed.latest);
-        applied.drop_old(now);
-        self.until.fetch_max(micros(until), Ordering::AcqRel);
+        if applied.ended == asked.ended {
+            self.until.fetch_max(micros(asked.until), Ordering::AcqRel);
+        }
     }
 
-    /// Ends the lease at once.
+    /// Ends the lease at once; only a question that is sent afterwards can renew it.
     pub(super) fn end(&self) {
+        let mut applied = self.applied();
+        applied.ended += 1;
         self.until.store(0, Ordering::Release);
     }
 
@@ -116,18 +143,36 @@ impl Lease {
     }
 }
 
+type Noted = (HashMap<Subject, i64>, VecDeque<(Duration, i64, Subject)>);
+
 impl Applied {
-    fn drop_old(&mut self, now: Duration) {
-        // Twice as long as reads are kept back, so that no read is younger than what is forgotten here.
-        while let Some((at, n, subject)) = self.order.front().copied() {
+    fn note(&mut self, changes: &[(i64, Subject)], now: Duration) {
+        for (n, subject) in changes {
+            self.recent.insert(*subject, *n);
+            self.order.push_back((now, *n, *subject));
+        }
+    }
+
+    /// Starts anew from this change, and gives back what was noted before.
+    fn reset(&mut self, floor: i64, now: Duration) -> Noted {
+        (self.floor, self.reset_at) = (floor, now);
+        (std::mem::take(&mut self.recent), std::mem::take(&mut self.order))
+    }
+
+    /// Drops some of what is old enough; whether there may be more of it.
+    fn drop_old(&mut self, now: Duration) -> bool {
+        for _ in 0..AT_ONCE {
+            // Twice as long as reads are kept back, so that no read is younger than what is forgotten here.
+            let Some((at, n, subject)) = self.order.front().copied() else { return false };
             if now.saturating_sub(at) < REMEMBERED_FOR * 2 {
-                break;
+                return false;
             }
             self.order.pop_front();
             if self.recent.get(&subject) == Some(&n) {
                 self.recent.remove(&subject);
             }
         }
+        true
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::lease::{Forget, Lease, Read};
+use super::lease::{Asked, Forget, Lease, Read};
 use crate::id::AccountId;
 use crate::secret::{Prefix, Secret};
-use crate::store::{Feed, Subject};
+use crate::store::{Feed, FeedPosition, Subject};
 
 const LEASE: Duration = Duration::from_secs(1);
 
@@ -30,6 +30,8 @@ enum Step {
     Pass {
         millis: u64,
     },
+    /// The replica's lease is ended, since it was taken off the list.
+    End,
     /// A request looks into memory.
     Look,
 }
@@ -55,7 +57,7 @@ struct World {
     /// The number of the last change when the key in memory was read.
     memory: Option<i64>,
     reads: Vec<Read>,
-    asked: Vec<(Duration, i64, bool)>,
+    asked: Vec<(Asked, i64, bool)>,
 }
 
 impl World {
@@ -90,9 +92,12 @@ impl World {
                 self.reads.push(Read { prefix, account, as_of: self.latest(), asked: self.now });
             }
             Step::EndRead => self.end_read(),
-            Step::Ask { misses_something } => self.asked.push((self.now, self.latest(), misses_something)),
+            Step::Ask { misses_something } => {
+                self.asked.push((self.lease.ask(self.now, LEASE), self.latest(), misses_something));
+            }
             Step::Apply => self.apply(),
             Step::Pass { millis } => self.now += Duration::from_millis(millis),
+            Step::End => self.lease.end(),
             Step::Look => return self.look(),
         }
         Ok(())
@@ -110,16 +115,18 @@ impl World {
 
     fn apply(&mut self) {
         let Some((asked, latest, missed)) = self.asked.pop() else { return };
-        let applied = self.lease.latest().unwrap_or(0);
+        let applied = self.lease.latest().map_or(0, |latest| latest.n);
         if latest < applied {
             return;
         }
         let numbered = self.changes.iter().zip(1..).map(|((_, subject), n)| (n, *subject));
         let changes = numbered.filter(|(n, _)| (applied + 1..=latest).contains(n)).collect();
-        let feed = Feed { latest, is_complete: !missed, is_registered: true, changes };
-        let until = if self.flaw == Flaw::LeaseFromTheAnswer { self.now } else { asked } + LEASE;
+        let latest = FeedPosition { n: latest, id: uuid::Uuid::nil() };
+        let is_complete = !missed;
+        let feed = Feed { latest, is_complete, is_registered: true, has_earlier_replicas: false, changes };
+        let asked = if self.flaw == Flaw::LeaseFromTheAnswer { self.lease.ask(self.now, LEASE) } else { asked };
         let memory = &mut self.memory;
-        self.lease.apply(&feed, self.now, until, |forget| {
+        self.lease.apply(&feed, asked, self.now, |forget| {
             let is_gone = match forget {
                 Forget::Everything => true,
                 Forget::These(changes) => changes.iter().any(|(n, _)| memory.is_some_and(|as_of| as_of < *n)),
@@ -135,7 +142,8 @@ impl World {
         let Some(as_of) = self.memory.filter(|_| is_believed) else { return Ok(()) };
         // A change is answered when this replica has applied it, or the longest lease is over since its commit.
         let denied = self.changes.iter().zip(1..).find(|((committed, _), n)| {
-            let is_answered = self.lease.latest() >= Some(*n) || self.now >= *committed + LEASE;
+            let is_answered =
+                self.lease.latest().is_some_and(|latest| latest.n >= *n) || self.now >= *committed + LEASE;
             is_answered && as_of < *n
         });
         denied.map_or(Ok(()), |(_, n)| Err(n))
@@ -151,6 +159,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Apply),
         2 => (1u64..700).prop_map(|millis| Step::Pass { millis }),
         1 => (1_000u64..30_000).prop_map(|millis| Step::Pass { millis }),
+        1 => Just(Step::End),
         4 => Just(Step::Look),
     ];
     prop::collection::vec(step, 1..80)

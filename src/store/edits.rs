@@ -12,9 +12,13 @@ use crate::key::{self, ApiKey, Edit};
 use crate::permission::Permissions;
 
 /// Whoever edits a key waits for whoever edits it, so that each judges what the one before it left. SQLite's one writer needs
-/// no lock.
+/// no lock. The key is locked first and then its secrets by their prefixes, as whatever else locks several of them does: so none of
+/// these wait for each other in a circle.
 pub(super) const LOCK_ON_POSTGRES: &str = "
-    select 1 from api_keys where account_id = $1 and id = $2 for no key update";
+    with key as (
+        select id from api_keys where account_id = $1 and id = $2 for no key update
+    )
+    select 1 from key_secrets s join key k on k.id = s.key_id order by s.prefix for no key update of s";
 
 const UPDATE: &str = "
     update api_keys set name = $3, permissions = $4, expires_at = $5, disabled_at = $6,

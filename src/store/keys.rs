@@ -29,7 +29,7 @@ macro_rules! find_credential {
            c.n, k.permissions, k.disabled_at, s.retires_at, ",
             $($is_writable)+,
             "
-    from change_counter c
+    from (select n from change_feed order by n desc limit 1) c
     left join key_secrets s on s.prefix = $1
     left join api_keys k on k.id = s.key_id
     left join accounts a on a.id = k.account_id"

@@ -32,7 +32,7 @@ use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqliteSynchr
 use sqlx::{ConnectOptions, Connection};
 
 pub use self::accounts::CreatedAccount;
-pub use self::changes::{Feed, Followers, Listener, Subject};
+pub use self::changes::{Feed, FeedPosition, Followers, Heartbeat, Listener, Subject};
 pub use self::edits::Edited;
 pub use self::expiry::Warning;
 use self::file::OwnFile;
@@ -403,6 +403,10 @@ fn postgres_options(options: &PgConnectOptions) -> PgConnectOptions {
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("lock_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", "5000"),
+            // Every frequent statement has its index. A plan that was made while a table was small must not read all of it later.
+            ("enable_seqscan", "off"),
+            // Compiling a statement takes a hundred times as long as running any of ours.
+            ("jit", "off"),
             // sqlx cannot set keepalive on its sockets, so the server is asked to probe; our own side is covered by BOUND.
             ("tcp_keepalives_idle", "30"),
             ("tcp_keepalives_interval", "10"),

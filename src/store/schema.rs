@@ -43,7 +43,8 @@ both_engines!(
     (6, "0006", "idempotent_answers"),
     (7, "0007", "events"),
     (8, "0008", "usage"),
-    (9, "0009", "expiry")
+    (9, "0009", "expiry"),
+    (10, "0010", "changes_by_commit")
 );
 
 /// Where sqlx notes what it has applied.

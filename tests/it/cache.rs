@@ -22,13 +22,12 @@ on_both_stores!(
     a_change_of_very_many_keys_is_heard_of_as_one_of_all,
     keys_are_made_listed_and_used_without_a_change_that_others_must_hear_of,
     nothing_is_promised_when_nobody_can_say_who_is_to_be_waited_for,
-    a_database_that_lost_its_last_changes_is_not_taken_for_the_one_before,
     last_known_answers_stand_for_the_grace_and_no_longer,
 );
 
 const KEYS: &str = "/v1/api-keys";
 
-async fn until_leased(app: &TestApp) {
+pub(crate) async fn until_leased(app: &TestApp) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !app.app.auth.cache().unwrap().is_leased() {
         assert!(Instant::now() < deadline, "no lease");
@@ -36,7 +35,7 @@ async fn until_leased(app: &TestApp) {
     }
 }
 
-async fn replicas(database: &Database) -> [TestApp; 3] {
+pub(crate) async fn replicas(database: &Database) -> [TestApp; 3] {
     let replicas = [
         TestApp::with(database, Options::cached()).await,
         TestApp::with(database, Options::cached()).await,
@@ -155,6 +154,7 @@ async fn a_change_of_very_many_keys_is_heard_of_as_one_of_all(database: Database
     let key = app.key().await;
     until_leased(&app).await;
     assert_eq!(app.get(KEYS, &key).await.status, 200);
+    let first = app.store.follow(None, uuid::Uuid::now_v7()).await.unwrap().latest;
     let (numbers, id, hash) = if database.is_postgres() {
         (format!("select generate_series(1, {MANY})"), "gen_random_uuid()", "sha256('none')")
     } else {
@@ -176,13 +176,12 @@ async fn a_change_of_very_many_keys_is_heard_of_as_one_of_all(database: Database
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // Nobody is made to read them all: whoever is so far behind forgets everything.
-    let feed = app.store.follow(Some(0), uuid::Uuid::now_v7()).await.unwrap();
+    let feed = app.store.follow(Some(first), uuid::Uuid::now_v7()).await.unwrap();
     assert!(!feed.is_complete && feed.changes.len() <= 10_001, "{}", feed.changes.len());
-    assert!(feed.latest > 12_000, "{}", feed.latest);
 }
 
 async fn keys_are_made_listed_and_used_without_a_change_that_others_must_hear_of(database: Database) {
-    const COUNTED: &str = "select n from change_counter";
+    const COUNTED: &str = "select max(n) from change_feed";
     let mut app = TestApp::with(&database, Options::cached()).await;
     app.write_last_used();
     let key = app.key().await;
@@ -211,30 +210,6 @@ async fn nothing_is_promised_when_nobody_can_say_who_is_to_be_waited_for(databas
     let outcome = app.app.auth.settle().await;
     assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-}
-
-async fn a_database_that_lost_its_last_changes_is_not_taken_for_the_one_before(database: Database) {
-    let app = TestApp::with(&database, Options::cached()).await;
-    let (owner, key) = (app.key().await, app.key().await);
-    until_leased(&app).await;
-    let doomed = app.create(&owner, json!({ "name": "doomed" })).await;
-    app.delete(&format!("{KEYS}/{}", doomed["keyId"].as_str().unwrap()), &owner).await;
-    assert_eq!(app.get(KEYS, &key).await.status, 200);
-    // As on a standby that took over without the last change, and has given its number to another one since.
-    let prefix = &key[3..11];
-    database
-        .sql(&format!(
-            "begin;
-             delete from changes where n = (select n from change_counter);
-             update change_counter set n = n - 1;
-             update api_keys set revoked_at = created_at
-             where id = (select key_id from key_secrets where prefix = '{prefix}');
-             commit;"
-        ))
-        .await;
-    app.clock.advance(Duration::from_secs(2));
-    until_leased(&app).await;
-    assert_eq!(app.get(KEYS, &key).await.status, 401);
 }
 
 async fn last_known_answers_stand_for_the_grace_and_no_longer(database: Database) {

@@ -8,6 +8,7 @@ mod auth;
 mod backup;
 mod browsers;
 mod cache;
+mod change_feed;
 mod cli;
 mod cli_keys;
 mod cli_usage;
