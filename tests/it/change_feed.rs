@@ -1,18 +1,15 @@
 //! The change feed: nothing holds it up, nothing is missed, and a number from another history is not taken for one of this.
 
-use std::collections::HashSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use axum::http::Method;
 use momail_api_keys::account::Plan;
-use momail_api_keys::store::{FeedPosition, Store, Subject};
-use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use momail_api_keys::store::{FeedPosition, Store};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::cache::{replicas, until_leased};
-use crate::support::{Database, Options, TestApp, json_request, on_both_stores, setting};
+use crate::support::{Database, Options, TestApp, on_both_stores, setting};
 
 on_both_stores!(
     cached_keys_survive_an_expired_lease,
@@ -27,10 +24,10 @@ on_both_stores!(
     earlier_version_reads_the_feed,
 );
 
-const KEYS: &str = "/v1/api-keys";
+pub(crate) const KEYS: &str = "/v1/api-keys";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}");
@@ -38,11 +35,11 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn latest(store: &Store) -> FeedPosition {
+pub(crate) async fn latest(store: &Store) -> FeedPosition {
     store.follow(None, Uuid::nil()).await.unwrap().latest
 }
 
-fn prefix(key: &str) -> &str {
+pub(crate) fn prefix(key: &str) -> &str {
     &key[3..11]
 }
 
@@ -306,187 +303,4 @@ async fn earlier_version_reads_the_feed(database: Database) {
         assert_eq!(database.number("select count(*) from changes").await, 0, "they forget everything");
         assert_eq!(database.number("select n from change_counter").await, before + 3);
     }
-}
-
-/// Opens a transaction of an operator's that changes an account's plan, and leaves it open.
-async fn open_transaction(database: &Database, sql: &str) -> PgConnection {
-    let mut session = database.postgres_session().await;
-    sqlx::raw_sql(AssertSqlSafe(format!("begin; {sql}"))).execute(&mut session).await.unwrap();
-    session
-}
-
-#[tokio::test]
-async fn open_transaction_holds_up_no_other_account() {
-    let database = Database::postgres().await;
-    let [app, other, _third] = replicas(&database).await;
-    let (busy, _) = app.account(Plan::Pro).await;
-    let (_, key) = app.account(Plan::Enterprise).await;
-    let made = app.create(&key, json!({ "name": "doomed" })).await;
-    let text = made["apiKey"].as_str().unwrap();
-    assert_eq!(other.get(KEYS, text).await.status, 200);
-    let session =
-        open_transaction(&database, &format!("update accounts set plan = 'free' where id = '{}'", busy.0)).await;
-    let path = format!("{KEYS}/{}", made["keyId"].as_str().unwrap());
-    assert_eq!(app.delete(&path, &key).await.status, 200, "an operator's transaction is open on another account");
-    assert_eq!(other.get(KEYS, text).await.status, 401);
-    session.close().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn concurrent_changes_of_one_key_never_deadlock() {
-    const ROUNDS: usize = 30;
-    let database = Database::postgres().await;
-    let mut app = TestApp::with(&database, Options::cached()).await;
-    app.write_last_used();
-    let key = app.account(Plan::Enterprise).await.1;
-    let made = app.create(&key, json!({ "name": "rotated" })).await;
-    let path = format!("{KEYS}/{}", made["keyId"].as_str().unwrap());
-    let ask = async |method: Method, path: String, body: Value, allowed: &[u16]| {
-        for _ in 0..ROUNDS {
-            let reply = app.send(json_request(method.clone(), &path, &key, body.to_string())).await;
-            assert!(allowed.contains(&reply.status.as_u16()), "{method} {path}: {reply:?}");
-        }
-    };
-    let rename = ask(Method::PATCH, path.clone(), json!({ "name": "renamed", "retireNow": true }), &[200]);
-    let rotate = ask(Method::POST, format!("{path}/rotate"), json!({}), &[200, 409]);
-    let disable = ask(Method::PATCH, path.clone(), json!({ "enabled": false, "retireNow": true }), &[200]);
-    let touch = async {
-        for round in 0..ROUNDS {
-            let touch = format!(
-                "with locked as (select prefix from key_secrets order by prefix for no key update)
-                 update key_secrets s set last_used_at = s.created_at + make_interval(secs => {round})
-                 from locked l where l.prefix = s.prefix"
-            );
-            database.sql(&touch).await;
-        }
-    };
-    futures_util::join!(rename, rotate, disable, touch);
-    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
-    assert_eq!(database.number(deadlocks).await, 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_of_all_isolation_levels_are_followed() {
-    const CHANGES: usize = 60;
-    let database = Database::postgres().await;
-    let app = TestApp::on(&database).await;
-    let mut prefixes = Vec::new();
-    for _ in 0..3 {
-        let key = app.account(Plan::Enterprise).await.1;
-        let mut of_account = Vec::new();
-        for n in 0..CHANGES {
-            let made = app.create(&key, json!({ "name": format!("key {n}") })).await;
-            of_account.push(prefix(made["apiKey"].as_str().unwrap()).to_owned());
-        }
-        prefixes.push(of_account);
-    }
-    let expected: HashSet<_> = prefixes.iter().flatten().cloned().collect();
-    let start = latest(&app.store).await;
-    let sessions: Vec<_> = ["read committed", "repeatable read", "serializable"]
-        .into_iter()
-        .zip(prefixes)
-        .map(|(level, prefixes)| {
-            let url = database.url.clone();
-            tokio::spawn(async move {
-                let mut session = PgConnection::connect(&url).await.unwrap();
-                for (n, prefix) in prefixes.iter().enumerate() {
-                    // A savepoint that is rolled back takes its part of the change along, and nothing else.
-                    let undone = "savepoint s; update accounts set plan = 'free'; rollback to savepoint s;";
-                    let pause = if n % 7 == 0 { "select pg_sleep(0.01);" } else { "" };
-                    let change = format!(
-                        "begin isolation level {level}; {undone}
-                         update key_secrets set retires_at = created_at where prefix = '{prefix}'; {pause} commit"
-                    );
-                    sqlx::raw_sql(AssertSqlSafe(change)).execute(&mut session).await.unwrap();
-                }
-                session.close().await.unwrap();
-            })
-        })
-        .collect();
-    let (mut position, mut seen, mut numbers) = (start, HashSet::new(), HashSet::new());
-    loop {
-        let are_done = sessions.iter().all(tokio::task::JoinHandle::is_finished);
-        let feed = app.store.follow(Some(position), Uuid::nil()).await.unwrap();
-        assert!(feed.is_complete, "{feed:?}");
-        for (n, subject) in feed.changes {
-            assert!(n > position.n && n <= feed.latest.n, "{n} came after {position:?} had been applied");
-            let Subject::Secret(prefix) = subject else { panic!("an undone change was announced") };
-            assert!(seen.insert(prefix.as_str().to_owned()), "{prefix} was announced twice");
-            assert!(numbers.insert(n), "{n} was given twice");
-        }
-        position = feed.latest;
-        if are_done {
-            break;
-        }
-    }
-    for session in sessions {
-        session.await.unwrap();
-    }
-    assert_eq!(seen, expected);
-}
-
-#[tokio::test]
-async fn large_commit_takes_one_number() {
-    const ACCOUNTS: usize = 2_000;
-    let database = Database::postgres().await;
-    let app = TestApp::on(&database).await;
-    let fill = format!(
-        "insert into accounts (id, name, plan, created_at)
-         select gen_random_uuid(), 'one of many', 'pro', now() from generate_series(1, {ACCOUNTS})"
-    );
-    database.sql(&fill).await;
-    let before = latest(&app.store).await;
-    database.sql("update accounts set plan = 'free'").await;
-    let feed = app.store.follow(Some(before), Uuid::nil()).await.unwrap();
-    assert_eq!((feed.latest.n, feed.changes.len(), feed.is_complete), (before.n + 1, ACCOUNTS, true));
-}
-
-#[tokio::test]
-async fn sqlite_replace_is_announced() {
-    let statements = [
-        "replace into key_secrets (prefix, key_id, hash, created_at)
-         select prefix, key_id, randomblob(32), created_at from key_secrets where prefix = '{prefix}'",
-        "insert or replace into key_secrets (prefix, key_id, hash, created_at, retires_at)
-         select prefix, key_id, hash, created_at, created_at from key_secrets where prefix = '{prefix}'",
-        "update or replace key_secrets set prefix = '{prefix}' where prefix = '{other}'",
-        "insert into key_secrets (prefix, key_id, hash, created_at) select prefix, key_id, hash, created_at
-         from key_secrets where prefix = '{prefix}' on conflict (prefix) do update set hash = randomblob(32)",
-        "replace into key_secrets (rowid, prefix, key_id, hash, created_at)
-         select rowid, 'zzzzzzzz', key_id, hash, created_at from key_secrets where prefix = '{prefix}'",
-        "replace into api_keys (id, account_id, name, created_at, revoked_at)
-         select id, account_id, name, created_at, created_at from api_keys
-         where id = (select key_id from key_secrets where prefix = '{prefix}')",
-        "update or replace api_keys set id = (select key_id from key_secrets where prefix = '{prefix}'), revoked_at = created_at
-         where name = 'spare'",
-    ];
-    for foreign_keys in ["off", "on"] {
-        for statement in statements {
-            let database = Database::sqlite();
-            let app = TestApp::with(&database, Options::cached()).await;
-            let (key, other) = (app.key().await, app.key().await);
-            until_leased(&app).await;
-            for key in [&key, &other] {
-                assert_eq!(app.get(KEYS, key).await.status, 200);
-            }
-            let spare = "insert into api_keys (id, account_id, name, created_at)
-                 select randomblob(16), account_id, 'spare', created_at from api_keys limit 1";
-            let statement = statement.replace("{prefix}", prefix(&key)).replace("{other}", prefix(&other));
-            database.sql(&format!("{spare}; pragma foreign_keys = {foreign_keys}; {statement}")).await;
-            let is_refused = async || app.get(KEYS, &key).await.status == 401;
-            until(&format!("foreign keys {foreign_keys}: {statement}"), is_refused).await;
-        }
-    }
-}
-
-#[tokio::test]
-async fn sqlite_replaced_account_is_announced() {
-    let database = Database::sqlite();
-    let app = TestApp::with(&database, Options::cached()).await;
-    let key = app.key().await;
-    until_leased(&app).await;
-    assert_eq!(app.get(KEYS, &key).await.body["data"][0]["plan"], "pro");
-    database
-        .sql("replace into accounts (id, name, plan, created_at) select id, name, 'free', created_at from accounts")
-        .await;
-    until("the plan is free", async || app.get(KEYS, &key).await.body["data"][0]["plan"] == "free").await;
 }
